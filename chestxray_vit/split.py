@@ -1,0 +1,74 @@
+"""Split studies by patient, so that no patient is in two sets.
+
+A patient has 3.6 images on average; a split by image leaks anatomy into the test AUC: of a random
+5 % of images, 83 % have their patient among the rest. NIH's own test list is kept where it is there;
+validation, and test where no list is, follow from a seeded hash of the patient id, so that a patient
+stays in its set when others are added or left out.
+
+N images, P patients."""
+
+from __future__ import annotations
+
+from typing import Collection, Dict, Hashable, Iterable, List, Optional, Sequence
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+TEST_FRACTION = 0.2  # of the patients, where no test list is given; NIH's list has 9 % of them, 23 % of the images
+
+
+def assign(
+    patients: Iterable[int],
+    test_patients: Optional[Collection[int]] = None,
+    val_fraction: float = 0.1,
+    seed: int = 1337,
+) -> Dict[int, str]:
+    """Give every patient to train, validation or test.
+
+    Args:
+        patients: patient ids, in any order, repeated or not.
+        test_patients: the patients of an official test list; None draws them by hash.
+        val_fraction: expected share of the patients outside test that go to validation, 0 to below 1.
+        seed: another seed gives another draw.
+
+    Returns:
+        Patient id to `train`, `validation` or `test`.
+
+    Raises:
+        ValueError: `val_fraction` is out of range.
+    """
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction is {val_fraction}, expected 0 <= val_fraction < 1")
+    ids_P = np.unique(np.fromiter(patients, dtype=np.int64))
+    if test_patients is None:
+        test_P = hash_to_unit(ids_P, seed, stream=1) < TEST_FRACTION
+    else:
+        test_P = np.isin(ids_P, np.fromiter(test_patients, dtype=np.int64))
+    validation_P = ~test_P & (hash_to_unit(ids_P, seed, stream=0) < val_fraction)
+    code_P = np.where(test_P, 2, np.where(validation_P, 1, 0))
+    return dict(zip(ids_P.tolist(), (SPLITS[code] for code in code_P.tolist())))
+
+
+def hash_to_unit(ids_P: np.ndarray, seed: int, stream: int) -> np.ndarray:
+    """Hash integers to [0, 1): splitmix64's finaliser (Steele, Lea and Flood, OOPSLA 2014), equal on every machine.
+
+    Args:
+        ids_P: int64.
+        seed, stream: two streams of one seed are independent draws.
+    """
+    golden = 0x9E3779B97F4A7C15
+    start = np.uint64((golden * (2 * seed + stream + 1)) % 2**64)
+    x_P = ids_P.astype(np.uint64) * np.uint64(golden) + start
+    x_P = (x_P ^ (x_P >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x_P = (x_P ^ (x_P >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x_P = x_P ^ (x_P >> np.uint64(31))
+    return (x_P >> np.uint64(11)).astype(np.float64) / 2**53
+
+
+def leaked_patients(patients_N: Sequence[Hashable], splits_N: Sequence[str]) -> List[Hashable]:
+    """Return the patients whose images are in more than one set, sorted; an empty list proves the sets disjoint."""
+    patients_of = {name: set() for name in SPLITS}
+    for patient, split in set(zip(patients_N, splits_N)):
+        patients_of[split].add(patient)
+    train, validation, test = (patients_of[name] for name in SPLITS)
+    return sorted((train & validation) | (train & test) | (validation & test))
