@@ -1,0 +1,165 @@
+"""Build a ViT for the findings from any ViT checkpoint, or reload one of ours; refuse what does not fit.
+
+`from_pretrained` loads checkpoints of other architectures, without a body, or full of NaN without an error:
+each of these is looked for here, since all of them train to a plausible but wrong AUC."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Tuple
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers.utils import logging as transformers_logging
+
+from chestxray_vit.findings import FINDINGS, label_names
+from chestxray_vit.problems import InputError
+
+logger = logging.getLogger(__name__)
+transformers_logging.disable_progress_bar()  # loading a ViT takes no time worth a bar
+
+DEFAULT_CHECKPOINT = "google/vit-base-patch16-224-in21k"
+PROBLEM = "multi_label_classification"
+
+
+@dataclass(frozen=True)
+class ViTSize:
+    """The size of a ViT trained from scratch; the defaults are ViT-B/16's."""
+
+    image_size: int = 224
+    patch_size: int = 16
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+
+
+def build_model(name_or_path: str = DEFAULT_CHECKPOINT, labels: Sequence[str] = FINDINGS) -> Tuple[Any, Any]:
+    """Load a ViT checkpoint with a head for the findings, in float32.
+
+    A checkpoint of ours keeps its head; any other gets a new one, which is announced.
+
+    Args:
+        name_or_path: a folder, or a name on the Hub.
+        labels: what the outputs stand for, in order.
+
+    Returns:
+        The model, and the checkpoint's own image processor.
+
+    Raises:
+        InputError: another architecture, other findings, a missing body, weights that are not finite, no safetensors.
+    """
+    config = _read_config(name_or_path)
+    if config.problem_type == PROBLEM:
+        return _load(name_or_path, _check_findings(config, name_or_path, labels), allow_new_head=False)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: place for place, label in enumerate(labels)}
+    config.problem_type = PROBLEM
+    logger.info("new head: %s outputs, drawn at random (the checkpoint's own head is left)", len(labels))
+    return _load(name_or_path, config, allow_new_head=True)
+
+
+def build_from_scratch(size: ViTSize, labels: Sequence[str] = FINDINGS) -> Tuple[Any, Any]:
+    """Draw a ViT of the given size at random, from torch's global seed; pixels are normalised to [-1, 1].
+
+    Raises:
+        InputError: the sizes do not divide.
+    """
+    if size.image_size % size.patch_size or size.hidden_size % size.num_attention_heads:
+        raise InputError(
+            f"image_size {size.image_size} must be a multiple of patch_size {size.patch_size}, and "
+            f"hidden_size {size.hidden_size} of num_attention_heads {size.num_attention_heads}."
+        )
+    config = ViTConfig(
+        **asdict(size),
+        id2label=dict(enumerate(labels)),
+        label2id={label: place for place, label in enumerate(labels)},
+        problem_type=PROBLEM,
+    )
+    half = [0.5, 0.5, 0.5]
+    processor = ViTImageProcessor(
+        size={"height": size.image_size, "width": size.image_size}, image_mean=half, image_std=half, resample=2
+    )
+    return ViTForImageClassification(config), processor
+
+
+def load_model(run_dir: str | Path) -> Tuple[Any, Any]:
+    """Reload a trained model of ours, every tensor, in float32, with its image processor.
+
+    Raises:
+        InputError: not a run of this package for the 14 findings, or damaged.
+    """
+    config = _read_config(str(run_dir))
+    if config.problem_type != PROBLEM:
+        raise InputError(f"{run_dir}: not a trained run of this package (problem_type is {config.problem_type}).")
+    labels = label_names(include_no_finding=config.num_labels == len(FINDINGS) + 1)
+    return _load(str(run_dir), _check_findings(config, str(run_dir), labels), allow_new_head=False)
+
+
+def labels_of(config) -> List[str]:
+    """Return what a model's outputs stand for, in order."""
+    return [config.id2label[place] for place in range(config.num_labels)]
+
+
+def _read_config(name_or_path: str):
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{name_or_path}: no ViT checkpoint could be read: {reason} "
+            "Give a folder with config.json and model.safetensors, or a name on the Hub and a network."
+        ) from error
+    if config.model_type != "vit":
+        raise InputError(f"{name_or_path}: the architecture is {config.model_type!r}, expected a ViT ('vit').")
+    return config
+
+
+def _check_findings(config, where: str, labels: Sequence[str]):
+    found = labels_of(config)
+    if found != list(labels):
+        raise InputError(
+            f"{where}: its outputs are {', '.join(found)}; expected {', '.join(labels)}, in this order. "
+            "Scores would be read under wrong names. Train on the same findings, or start from another checkpoint."
+        )
+    return config
+
+
+def _load(name_or_path: str, config, allow_new_head: bool) -> Tuple[Any, Any]:
+    try:
+        model, info = ViTForImageClassification.from_pretrained(
+            name_or_path,
+            config=config,
+            torch_dtype=torch.float32,
+            ignore_mismatched_sizes=allow_new_head,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        processor = AutoImageProcessor.from_pretrained(name_or_path)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{name_or_path}: cannot be loaded: {reason} Weights must be safetensors.") from error
+    lacking = [_name_of(key) for key in (*info["missing_keys"], *info["mismatched_keys"])]
+    body = [key for key in lacking if not (allow_new_head and key.startswith("classifier."))]
+    if body:
+        raise InputError(
+            f"{name_or_path}: {len(body)} tensors are missing or of another size (first: {sorted(body)[0]}). "
+            "Is it a whole ViT checkpoint of the size that its config.json says?"
+        )
+    wrong = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if wrong:
+        raise InputError(f"{name_or_path}: {len(wrong)} tensors hold NaN or infinity (first: {wrong[0]}).")
+    return model, processor
+
+
+def _name_of(key) -> str:
+    """Return a tensor's name; mismatched ones come with their two sizes."""
+    return key if isinstance(key, str) else key[0]
+
+
+def count_parameters(model) -> Dict[str, int]:
+    """Return the number of parameters, all and of the head."""
+    head = sum(parameter.numel() for parameter in model.classifier.parameters())
+    return {"all": sum(parameter.numel() for parameter in model.parameters()), "head": head}
