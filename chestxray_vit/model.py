@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, ViTConfig, ViTForImageClassification
 from transformers.utils import logging as transformers_logging
 
 from chestxray_vit.findings import FINDINGS, label_names
@@ -19,6 +19,7 @@ from chestxray_vit.problems import InputError
 
 logger = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # loading a ViT takes no time worth a bar
+transformers_logging.set_verbosity_error()  # it warns of torchvision and new heads; what matters is checked below
 
 DEFAULT_CHECKPOINT = "google/vit-base-patch16-224-in21k"
 PROBLEM = "multi_label_classification"
@@ -67,6 +68,8 @@ def build_from_scratch(size: ViTSize, labels: Sequence[str] = FINDINGS) -> Tuple
     Raises:
         InputError: the sizes do not divide.
     """
+    from transformers import ViTImageProcessor  # here: its import warns, where torchvision is not installed
+
     if size.image_size % size.patch_size or size.hidden_size % size.num_attention_heads:
         raise InputError(
             f"image_size {size.image_size} must be a multiple of patch_size {size.patch_size}, and "
@@ -157,9 +160,3 @@ def _load(name_or_path: str, config, allow_new_head: bool) -> Tuple[Any, Any]:
 def _name_of(key) -> str:
     """Return a tensor's name; mismatched ones come with their two sizes."""
     return key if isinstance(key, str) else key[0]
-
-
-def count_parameters(model) -> Dict[str, int]:
-    """Return the number of parameters, all and of the head."""
-    head = sum(parameter.numel() for parameter in model.classifier.parameters())
-    return {"all": sum(parameter.numel() for parameter in model.parameters()), "head": head}

@@ -63,7 +63,8 @@ def reported(main: Callable[[Optional[Sequence[str]]], int]) -> Callable[..., in
 
     @functools.wraps(main)
     def stage(argv: Optional[Sequence[str]] = None) -> int:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        logging.getLogger("chestxray_vit").setLevel(logging.INFO)  # our summary lines, not other libraries'
         try:
             return main(argv)
         except InputError as error:

@@ -220,6 +220,11 @@ def preprocessed(xrays: datasets.Dataset, preprocess: Preprocess) -> datasets.Da
     )
 
 
+def targets_of(xrays: datasets.Dataset) -> np.ndarray:
+    """Return the labels (N, L) of `load_xrays`' data set, float32."""
+    return np.asarray(xrays.select_columns(["labels"]).with_format("numpy")[:]["labels"], dtype=np.float32)
+
+
 def collate(rows: Sequence[Dict[str, torch.Tensor]]) -> Dict[str, torch.Tensor]:
     """Stack rows into exactly `pixel_values` (B, 3, H, W) and `labels` (B, L): other fields would reach `forward`."""
     return {name: torch.stack([row[name] for row in rows]) for name in ("pixel_values", "labels")}

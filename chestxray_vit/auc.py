@@ -1,0 +1,340 @@
+"""AUC-ROC per finding, its variance by patient, the macro, and the paired comparison of two runs.
+
+Images of one patient are not independent: by image, a nominal 95 % interval covers the truth as little as 56 %
+of the time on NIH's test list. So every variance here is the generalised DeLong of Obuchowski (Biometrics 1997),
+which sums what each patient adds to the AUC; DeLong's own is the case of one image a patient.
+
+Conventions are those of R's pROC: a higher score means the finding, a tie counts half, variances divide by n - 1,
+the 95 % interval is Wald's, clipped to [0, 1]. What is undefined is NaN, never 0 and never 0.5.
+
+Shapes: N images, L findings, P patients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Tuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from chestxray_vit.findings import FINDINGS, label_names
+from chestxray_vit.problems import InputError
+
+Z_95 = 1.959963984540054  # the 97.5 % point of the normal distribution
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An AUC with its variance and 95 % interval; NaN where undefined."""
+
+    auc: float
+    variance: float
+    low: float
+    high: float
+
+    @property
+    def informative(self) -> bool:
+        """False if the interval has no width (perfect or constant scores) or is undefined."""
+        return self.variance > 0
+
+
+@dataclass(frozen=True)
+class Macro(Estimate):
+    """The mean AUC over the findings where it is defined, and over how many that is."""
+
+    num_findings: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """AUC of a minus AUC of b on the same images, with its variance and two-sided normal p; NaN where undefined."""
+
+    difference: float
+    variance: float
+    z: float
+    p: float
+
+
+def auc(targets_N: ArrayLike, scores_N: ArrayLike) -> float:
+    """Return the share of (positive, negative) pairs that the scores order rightly; a tie counts half.
+
+    Args:
+        targets_N: 0 or 1.
+        scores_N: any finite score, higher = more likely.
+
+    Returns:
+        The exact AUC in [0, 1]; NaN if there is no positive or no negative.
+
+    Raises:
+        ValueError: shapes differ, a score is not finite, or a target is neither 0 nor 1.
+    """
+    targets_N, scores_N = _checked(targets_N, scores_N, num_axes=1)
+    positives, negatives = scores_N[targets_N], scores_N[~targets_N]
+    pairs = len(positives) * len(negatives)
+    return int(_wins(positives, negatives).sum()) / (2 * pairs) if pairs else math.nan
+
+
+def delong(targets_N: ArrayLike, scores_N: ArrayLike) -> Estimate:
+    """Return the AUC with DeLong's variance (Biometrics 1988), which takes the images as independent.
+
+    Args:
+        targets_N: 0 or 1.
+        scores_N: any finite score, higher = more likely.
+
+    Returns:
+        The estimate; with one positive or one negative the AUC is defined and its interval is not.
+
+    Raises:
+        ValueError: as `auc`.
+    """
+    return obuchowski(targets_N, scores_N, np.arange(len(targets_N)))
+
+
+def obuchowski(targets_N: ArrayLike, scores_N: ArrayLike, patients_N: ArrayLike) -> Estimate:
+    """Return the AUC with its variance when images cluster in patients (Obuchowski, Biometrics 1997).
+
+    Args:
+        targets_N: 0 or 1.
+        scores_N: any finite score, higher = more likely.
+        patients_N: integers or strings, equal for the images of one patient.
+
+    Returns:
+        The estimate; the interval is undefined if only one patient has positives, or only one has negatives.
+
+    Raises:
+        ValueError: as `auc`, or a patient is missing.
+    """
+    targets_N, scores_N = _checked(targets_N, scores_N, num_axes=1)
+    estimate = macro(targets_N[:, None], scores_N[:, None], patients_N)
+    return Estimate(estimate.auc, estimate.variance, estimate.low, estimate.high)
+
+
+def macro(targets_NL: ArrayLike, scores_NL: ArrayLike, patients_N: Optional[ArrayLike] = None) -> Macro:
+    """Return the mean AUC over the findings where it is defined, with its variance by patient.
+
+    The findings share their patients, so their AUCs are correlated: the variance is the mean of the L x L
+    covariance matrix, not that of independent findings.
+
+    Args:
+        targets_NL: 0 or 1.
+        scores_NL: any finite score, higher = more likely.
+        patients_N: integers or strings; None takes each image as a patient of its own.
+
+    Returns:
+        The macro estimate; its interval is undefined if that of a finding which counts is.
+
+    Raises:
+        ValueError: as `auc`, or a patient is missing.
+    """
+    targets_NL, scores_NL = _checked(targets_NL, scores_NL, num_axes=2)
+    patients_N = _patient_codes(patients_N, len(targets_NL))
+    targets_NL, scores_NL = _defined(targets_NL, scores_NL)
+    num_findings = targets_NL.shape[1]
+    if num_findings == 0:
+        return Macro(math.nan, math.nan, math.nan, math.nan, 0)
+    aucs_L, positive_PL, negative_PL = _influence(targets_NL, scores_NL, patients_N)
+    mean = float(aucs_L.mean())
+    variance = _variance_of_mean(positive_PL, negative_PL, targets_NL, patients_N)
+    low, high = np.clip([mean - Z_95 * math.sqrt(variance), mean + Z_95 * math.sqrt(variance)], 0.0, 1.0)
+    return Macro(mean, variance, float(low), float(high), num_findings)
+
+
+def compare(
+    targets_N: ArrayLike, scores_a_N: ArrayLike, scores_b_N: ArrayLike, patients_N: Optional[ArrayLike] = None
+) -> Difference:
+    """Compare the AUCs of two runs on the same images, paired, by patient.
+
+    Args:
+        targets_N: 0 or 1.
+        scores_a_N: any finite score, higher = more likely.
+        scores_b_N: the other run's, in the same order.
+        patients_N: integers or strings; None takes each image as a patient of its own.
+
+    Returns:
+        a minus b. z = 0 and p = 1 if the runs do not differ at all; z and p are NaN if they do while the variance
+        is zero or undefined.
+
+    Raises:
+        ValueError: as `auc`, or a patient is missing.
+    """
+    targets_N, scores_a_N = _checked(targets_N, scores_a_N, num_axes=1)
+    _, scores_b_N = _checked(targets_N, scores_b_N, num_axes=1)
+    return compare_macro(targets_N[:, None], scores_a_N[:, None], scores_b_N[:, None], patients_N)
+
+
+def compare_macro(
+    targets_NL: ArrayLike, scores_a_NL: ArrayLike, scores_b_NL: ArrayLike, patients_N: Optional[ArrayLike] = None
+) -> Difference:
+    """Compare the macro AUCs of two runs on the same images, paired, by patient.
+
+    Args:
+        targets_NL: 0 or 1.
+        scores_a_NL: any finite score, higher = more likely.
+        scores_b_NL: the other run's, in the same order.
+        patients_N: integers or strings; None takes each image as a patient of its own.
+
+    Returns:
+        As `compare`, over the findings where the AUC is defined.
+
+    Raises:
+        ValueError: as `auc`, or a patient is missing.
+    """
+    targets_NL, scores_a_NL = _checked(targets_NL, scores_a_NL, num_axes=2)
+    _, scores_b_NL = _checked(targets_NL, scores_b_NL, num_axes=2)
+    patients_N = _patient_codes(patients_N, len(targets_NL))
+    _, scores_a_NL = _defined(targets_NL, scores_a_NL)
+    targets_NL, scores_b_NL = _defined(targets_NL, scores_b_NL)
+    if targets_NL.shape[1] == 0:
+        return Difference(math.nan, math.nan, math.nan, math.nan)
+    aucs_a_L, positive_a_PL, negative_a_PL = _influence(targets_NL, scores_a_NL, patients_N)
+    aucs_b_L, positive_b_PL, negative_b_PL = _influence(targets_NL, scores_b_NL, patients_N)
+    difference = float((aucs_a_L - aucs_b_L).mean())
+    variance = _variance_of_mean(positive_a_PL - positive_b_PL, negative_a_PL - negative_b_PL, targets_NL, patients_N)
+    if difference == variance == 0:
+        return Difference(0.0, 0.0, 0.0, 1.0)
+    z = difference / math.sqrt(variance) if variance > 0 else math.nan
+    return Difference(difference, variance, z, math.erfc(abs(z) / math.sqrt(2)))
+
+
+def compute_metrics(eval_prediction: Any) -> Dict[str, float]:
+    """Return the AUCs of an evaluation, for `transformers.Trainer(compute_metrics=...)`.
+
+    The logits themselves are ranked, as float32: a half-precision sigmoid ties what differs, and a softmax across
+    findings makes them compete.
+
+    Args:
+        eval_prediction: has `predictions` (logits, N x 14, or N x 15 with `No Finding`; or a tuple that begins with
+            them) and `label_ids` (0 or 1, the same shape).
+
+    Returns:
+        `roc_auc` (mean over the findings where it is defined), `roc_auc_<Finding>` each, and `num_findings`;
+        `roc_auc_No_Finding` too where there are 15 columns, outside the mean. NaN where undefined.
+
+    Raises:
+        InputError: a logit is not finite.
+        ValueError: as `auc`, or there are neither 14 nor 15 columns.
+    """
+    predictions = eval_prediction.predictions
+    logits_NL = finite_logits(predictions[0] if isinstance(predictions, tuple) else predictions)
+    targets_NL, logits_NL = _checked(eval_prediction.label_ids, logits_NL, num_axes=2)
+    names = label_names(include_no_finding=logits_NL.shape[1] == len(FINDINGS) + 1)
+    if logits_NL.shape[1] != len(names):
+        raise ValueError(f"logits have {logits_NL.shape[1]} columns, expected {len(FINDINGS)} or {len(FINDINGS) + 1}")
+    aucs = {name: auc(targets_NL[:, place], logits_NL[:, place]) for place, name in enumerate(names)}
+    defined = [aucs[finding] for finding in FINDINGS if not math.isnan(aucs[finding])]
+    metrics = {"roc_auc": sum(defined) / len(defined) if defined else math.nan}
+    metrics.update({f"roc_auc_{name.replace(' ', '_')}": value for name, value in aucs.items()})
+    metrics["num_findings"] = len(defined)
+    return metrics
+
+
+def finite_logits(logits: ArrayLike) -> np.ndarray:
+    """Return logits as float32.
+
+    Raises:
+        InputError: a logit is NaN or infinite, or too large for float32.
+    """
+    with np.errstate(over="ignore"):
+        logits = np.asarray(logits).astype(np.float32)
+    wrong = int((~np.isfinite(logits)).sum())
+    if wrong:
+        raise InputError(
+            f"{wrong:,} of {logits.size:,} logits are NaN or infinite: training diverged. "
+            "Lower --learning_rate and train again, or evaluate an earlier checkpoint."
+        )
+    return logits
+
+
+def _checked(targets: ArrayLike, scores: ArrayLike, num_axes: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Return targets as booleans and scores as float64, or raise ValueError."""
+    targets, scores = np.asarray(targets), np.asarray(scores, dtype=np.float64)
+    if targets.shape != scores.shape or targets.ndim != num_axes:
+        raise ValueError(f"targets have shape {targets.shape}, scores {scores.shape}; expected the same, {num_axes}-D")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"scores must be finite, found {scores[~np.isfinite(scores)][0]}")
+    positive = targets == 1
+    wrong = ~(positive | (targets == 0))
+    if wrong.any():
+        raise ValueError(f"targets must be 0 or 1, found {targets[wrong][0]}")
+    return positive, scores
+
+
+def _patient_codes(patients_N: Optional[ArrayLike], num_images: int) -> np.ndarray:
+    """Return patients as codes 0 to P - 1."""
+    if patients_N is None:
+        return np.arange(num_images)
+    patients_N = np.asarray(patients_N)
+    if patients_N.shape != (num_images,):
+        raise ValueError(f"patients have shape {patients_N.shape}, expected one for each of {num_images} images")
+    if any(patient is None or patient != patient for patient in patients_N.tolist()):  # NaN differs from itself
+        raise ValueError("a patient is missing (NaN or None)")
+    return np.unique(patients_N, return_inverse=True)[1]
+
+
+def _defined(targets_NL: np.ndarray, scores_NL: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Keep the findings that have positives and negatives."""
+    defined_L = targets_NL.any(axis=0) & ~targets_NL.all(axis=0)
+    return targets_NL[:, defined_L], scores_NL[:, defined_L]
+
+
+def _wins(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return for each score twice the number of others below it, plus the number equal to it."""
+    ordered = np.sort(others)
+    return np.searchsorted(ordered, scores, side="left") + np.searchsorted(ordered, scores, side="right")
+
+
+def _influence(
+    targets_NL: np.ndarray, scores_NL: np.ndarray, patients_N: np.ndarray
+) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the AUCs, and what each patient's positives and negatives add to their deviation.
+
+    In Obuchowski's notation the second is (sum of V10 - m * AUC) / M, the third (sum of V01 - n * AUC) / N.
+    The sums are of whole numbers, so that a variance which is zero comes out as zero.
+
+    Returns:
+        aucs_L, positive_PL, negative_PL.
+    """
+    num_patients, num_findings = patients_N.max() + 1, targets_NL.shape[1]
+    aucs_L = np.empty(num_findings)
+    positive_PL, negative_PL = np.empty((2, num_patients, num_findings))
+    for place in range(num_findings):
+        is_positive, scores_N = targets_NL[:, place], scores_NL[:, place]
+        positives, negatives = scores_N[is_positive], scores_N[~is_positive]
+        double_pairs = 2 * len(positives) * len(negatives)
+        wins = _wins(positives, negatives)
+        losses = 2 * len(positives) - _wins(negatives, positives)
+        total = int(wins.sum())
+        aucs_L[place] = total / double_pairs
+        for values, of_class, sums_PL in ((wins, is_positive, positive_PL), (losses, ~is_positive, negative_PL)):
+            deviations = len(values) * values - total
+            sums = np.bincount(patients_N[of_class], weights=deviations, minlength=num_patients)
+            sums_PL[:, place] = sums / (len(values) * double_pairs)
+    return aucs_L, positive_PL, negative_PL
+
+
+def _variance_of_mean(
+    positive_PL: np.ndarray, negative_PL: np.ndarray, targets_NL: np.ndarray, patients_N: np.ndarray
+) -> float:
+    """Return the variance of the mean over findings: the mean of their L x L covariance matrix.
+
+    The covariance of findings l and k is the sum over patients of
+    sqrt(f10_l f10_k) a_l a_k + sqrt(f01_l f01_k) b_l b_k + f (a_l b_k + b_l a_k), with a and b the influence of a
+    patient's positives and negatives, and f = n / (n - 1) of the n patients with positives, with negatives, and
+    of all. With L = 1 that is Obuchowski's S10 / M + S01 / N + 2 S11 / (M N).
+    """
+    num_patients, num_findings = positive_PL.shape
+    num_positive_L = _num_patients(targets_NL, patients_N)
+    num_negative_L = _num_patients(~targets_NL, patients_N)
+    if min(num_positive_L.min(), num_negative_L.min()) < 2:
+        return math.nan
+    positive_P = positive_PL @ np.sqrt(num_positive_L / (num_positive_L - 1))
+    negative_P = negative_PL @ np.sqrt(num_negative_L / (num_negative_L - 1))
+    both_P = positive_PL.sum(axis=1) * negative_PL.sum(axis=1) * num_patients / (num_patients - 1)
+    total = float((positive_P**2 + negative_P**2 + 2 * both_P).sum())
+    return max(total, 0.0) / num_findings**2
+
+
+def _num_patients(of_class_NL: np.ndarray, patients_N: np.ndarray) -> np.ndarray:
+    """Return for each finding how many patients have an image of the class."""
+    return np.array([np.count_nonzero(np.bincount(patients_N[of_class_N])) for of_class_N in of_class_NL.T])

@@ -1,0 +1,117 @@
+"""Score a split with a trained run: predictions.csv, a row for every image, and the AUC report.
+
+    python -m chestxray_vit.evaluate run --dataset_dir chest-xray-nihcc
+
+The rows come in the data set's order, and it is checked that none was lost and none counted twice."""
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+from typing import Any, Dict, Optional, Sequence
+
+from chestxray_vit import flags
+from chestxray_vit.problems import InputError, reported
+
+logger = logging.getLogger(__name__)
+
+RECIPE_HELP = """flags of TrainingArguments (--help_all lists them all):
+  --output_dir O (default: RUN/SPLIT)  --per_device_eval_batch_size 64  --dataloader_num_workers N
+
+example:
+  python -m chestxray_vit.evaluate run --dataset_dir chest-xray-nihcc"""
+
+
+@dataclasses.dataclass
+class EvaluateFlags:
+    """Our own flags of `evaluate`."""
+
+    dataset_dir: Optional[str] = dataclasses.field(
+        default=None, metadata={"metavar": "DIR", "help": "ingested folder, with metadata.jsonl"}
+    )
+    split: str = dataclasses.field(
+        default="test", metadata={"help": "images to score (default: test)", "choices": ["train", "validation", "test"]}
+    )
+    device: str = dataclasses.field(
+        default="auto",
+        metadata={"help": "engine (default: auto, CUDA where it is)", "choices": ["auto", "ipu", "cuda", "cpu"]},
+    )
+
+
+@reported
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the stage."""
+    own, given, run_dir = flags.parse(
+        EvaluateFlags,
+        "python -m chestxray_vit.evaluate",
+        "Score a split with a trained run: predictions.csv and the AUC report.",
+        RECIPE_HELP,
+        argv,
+        positional=("run", "folder of a trained run"),
+    )
+    if not own.dataset_dir:
+        raise InputError("--dataset_dir is missing: name the ingested folder.")
+    evaluate(run_dir, own, given)
+    return 0
+
+
+def evaluate(run_dir: str, own: EvaluateFlags, given: Dict[str, Any]) -> None:
+    """Score a split, and write predictions.csv and the report.
+
+    Args:
+        run_dir: of `train`, or a checkpoint folder of ours.
+        own: our flags.
+        given: values of TrainingArguments' fields, as `flags.parse` returns them.
+
+    Raises:
+        InputError: whatever of the input the user can mend.
+    """
+    from chestxray_vit import backend, model, predictions, results, xrays
+
+    device = backend.pick_device(own.device)
+    vit, processor = model.load_model(run_dir)
+    dataset = xrays.load_xrays(own.dataset_dir, own.split)
+    targets_NL = xrays.targets_of(dataset)
+    if targets_NL.shape[1] != vit.config.num_labels:
+        raise InputError(
+            f"{run_dir} scores {vit.config.num_labels} labels, {own.dataset_dir} has {targets_NL.shape[1]}. "
+            "Ingest with or without --include_no_finding, as for the training."
+        )
+    output_dir = given["output_dir"]
+    if not output_dir or output_dir == "trainer_output":
+        output_dir = str(Path(run_dir) / own.split)
+    args = backend.training_arguments({**given, **backend.no_training(), "output_dir": output_dir}, device)
+    trainer = backend.make_trainer(vit, processor, args)
+    if backend.is_main_process():
+        logger.info("%s: scoring %s %s images", device, f"{len(dataset):,}", own.split)
+    view = xrays.preprocessed(dataset, xrays.Preprocess(processor))
+    logits_NL = backend.predict_logits(trainer, view, targets_NL)
+    if backend.is_main_process():
+        table = _predictions(dataset, targets_NL[:, :14], logits_NL[:, :14])
+        path = Path(output_dir) / "predictions.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        predictions.write_predictions(path, table)
+        summary = results.summarise(table, source=[path])
+        print(results.to_text(summary))
+        for written in (path, *results.write_results(summary, path.parent)):
+            print(f"wrote {written}")
+    backend.leave()
+
+
+def _predictions(dataset, targets_NL, logits_NL):
+    from chestxray_vit.predictions import Predictions, probabilities
+
+    about = dataset.remove_columns(["image", "labels"]).to_dict()
+    return Predictions(
+        file_names=about["file_name"],
+        patient_ids=[str(patient) for patient in about["patient_id"]],
+        ages=about["age"],
+        sexes=[sex or "" for sex in about["sex"]],
+        views=[view or "" for view in about["view"]],
+        targets_NL=targets_NL.astype(int),
+        scores_NL=probabilities(logits_NL),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Hugging Face's habits for flags: ours first, every TrainingArguments flag behind, a JSON or YAML file instead.
+
+`--help` shows our own flags without loading torch; `--help_all` adds those of TrainingArguments."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, NoReturn, Optional, Sequence, Tuple, Type
+
+from transformers.hf_argparser import HfArgumentParser
+
+from chestxray_vit.problems import InputError
+
+FILES = (".json", ".yaml", ".yml")
+
+
+def parse(
+    own: Type,
+    prog: str,
+    description: str,
+    recipe_help: str,
+    argv: Optional[Sequence[str]] = None,
+    positional: Optional[Tuple[str, str]] = None,
+) -> Tuple[Any, Dict[str, Any], Optional[str]]:
+    """Parse a command line of our own flags and those of TrainingArguments.
+
+    Args:
+        own: dataclass of our flags, with `help` in the fields' metadata.
+        prog, description: for the help.
+        recipe_help: what of TrainingArguments is worth a word in the short help.
+        argv: as given to `main`; None for the process's own.
+        positional: name and help of a positional argument.
+
+    Returns:
+        An instance of `own`; the values of TrainingArguments' fields, the recipe's where none was given; and that of
+        the positional argument.
+
+    Raises:
+        InputError: a file of flags that cannot be read, or holds a flag that is none.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in argv or "--help" in argv:
+        parser = _parser([own], prog, description, positional)
+        parser.formatter_class = argparse.HelpFormatter  # our own help texts name the defaults that matter
+        _print_help(parser, recipe_help)
+
+    from chestxray_vit import backend  # only here: it loads torch and the Trainer
+
+    parser = _parser([own, backend.TrainingArguments], prog, description, positional)
+    if "--help_all" in argv:
+        parser.set_defaults(**backend.recipe())
+        _print_help(parser, "")
+    parser.set_defaults(**backend.recipe())
+    known = {field.name for kind in (own, backend.TrainingArguments) for field in dataclasses.fields(kind)}
+    tokens = [_rename(token, backend.name_here) for token in _expand(argv, known, backend.name_here)]
+    values = vars(parser.parse_args(tokens))
+    own_names = {field.name for field in dataclasses.fields(own)}
+    ours = own(**{name: value for name, value in values.items() if name in own_names})
+    training = {name: value for name, value in values.items() if name in backend.FIELDS}
+    return ours, training, values[positional[0]] if positional else None
+
+
+def _parser(kinds: List[Type], prog: str, description: str, positional: Optional[Tuple[str, str]]) -> HfArgumentParser:
+    parser = HfArgumentParser(kinds, prog=prog, description=description, allow_abbrev=False, add_help=False)
+    parser.usage = f"{prog} {positional[0].upper() + ' ' if positional else ''}[flags] [flags.yaml]"
+    for action in parser._actions:
+        action.option_strings = action.option_strings[:1]  # the help need not tell --two_forms, --two-forms of each
+    if positional:
+        parser.add_argument(positional[0], metavar=positional[0].upper(), help=positional[1])
+    return parser
+
+
+def _print_help(parser: HfArgumentParser, recipe_help: str) -> NoReturn:
+    parser.print_help()
+    if recipe_help:
+        print(f"\n{recipe_help}")
+    raise SystemExit(0)
+
+
+def _expand(argv: Sequence[str], known, name_here) -> List[str]:
+    """Put the flags of a JSON or YAML file in its place, ahead of the others, so that these win."""
+    tokens: List[str] = []
+    rest: List[str] = []
+    for place, token in enumerate(argv):
+        follows_flag = place > 0 and argv[place - 1].startswith("--")
+        if token.endswith(FILES) and not token.startswith("-") and not follows_flag:
+            tokens += _read_flags(Path(token), known, name_here)
+        else:
+            rest.append(token)
+    return tokens + rest
+
+
+def _read_flags(path: Path, known, name_here) -> List[str]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as JSON or YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected flags as `name: value`, found {type(content).__name__}.")
+    unknown = sorted(name for name in content if name_here(str(name)) not in known)
+    if unknown:
+        raise InputError(f"{path}: unknown flags: {', '.join(unknown)}. See --help_all.")
+    tokens: List[str] = []
+    for name, value in content.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        texts = [json.dumps(item) if isinstance(item, (bool, dict)) else str(item) for item in values]
+        tokens += [f"--{name}", *texts]
+    return tokens
+
+
+def _rename(token: str, name_here) -> str:
+    """Accept a TrainingArguments flag under its older or newer name."""
+    if not token.startswith("--"):
+        return token
+    name, equals, value = token[2:].partition("=")
+    return f"--{name_here(name)}{equals}{value}"

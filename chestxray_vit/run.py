@@ -1,0 +1,137 @@
+"""What a run folder holds beside the weights: how it was trained, on what, and how well.
+
+The checkpoint is written aside and moved in; train_config.json comes last and says that the run is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from chestxray_vit.files import sha256, write_json, write_text
+from chestxray_vit.findings import FINDINGS
+from chestxray_vit.problems import InputError
+from chestxray_vit.xrays import METADATA
+
+CONFIG = "train_config.json"
+
+
+def check_free(output_dir: str, overwrite: bool) -> None:
+    """Refuse a folder that holds an earlier run, which training would mix with the new one."""
+    earlier = [path.name for path in Path(output_dir).glob("*") if path.name == CONFIG or "checkpoint-" in path.name]
+    if earlier and not overwrite:
+        raise InputError(
+            f"{output_dir}: holds an earlier run ({', '.join(sorted(earlier)[:3])}). "
+            "Go on with it (--resume_from_checkpoint last), replace it (--overwrite), or name another --output_dir."
+        )
+
+
+def data_facts(dataset_dir: str, num_images: Dict[str, int]) -> Dict[str, Any]:
+    """Return what a run was trained on: the fingerprint of the metadata and the images of each split."""
+    path = Path(dataset_dir)
+    return {"name": path.resolve().name, METADATA: sha256(path / METADATA), "images": num_images}
+
+
+def write_run(
+    output_dir: str,
+    model,
+    processor,
+    state,
+    config: Dict[str, Any],
+    metrics: Dict[str, float],
+    ipu_config: Optional[Dict[str, Any]],
+) -> None:
+    """Write a finished run.
+
+    Args:
+        output_dir: of the run; checkpoints of the way may lie in it.
+        model, processor: the best ones, saved in float32 as safetensors.
+        state: the Trainer's, with its log.
+        config: `flags`, `training_arguments`, `versions`, `data`, for train_config.json.
+        metrics: validation metrics of the model, `eval_roc_auc` and so on; empty without validation.
+        ipu_config: the IPU configuration that gave the global batch, if one was named.
+    """
+    target = Path(output_dir)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".run.", dir=target) as aside:
+        model.save_pretrained(aside, safe_serialization=True)
+        processor.save_pretrained(aside)
+        state.save_to_json(os.path.join(aside, "trainer_state.json"))
+        if ipu_config is not None:
+            write_json(Path(aside, "ipu_config.json"), ipu_config)
+        draw_loss(state.log_history, Path(aside, "loss.png"))
+        write_text(Path(aside, "README.md"), model_card(target.resolve().name, config, metrics))
+        for path in sorted(Path(aside).iterdir()):
+            os.replace(path, target / path.name)
+    write_json(target / CONFIG, json.loads(json.dumps(config, default=str)))
+
+
+def draw_loss(log_history: List[Dict[str, float]], path: Path):
+    """Draw loss and learning rate by update into a PNG, and return the matplotlib figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    train = [entry for entry in log_history if "loss" in entry]
+    validation = [entry for entry in log_history if "eval_loss" in entry]
+    steps = [entry["step"] for entry in train]
+    axes.plot(steps, [entry["loss"] for entry in train], label="training loss", color="C0")
+    for_validation = [entry["step"] for entry in validation], [entry["eval_loss"] for entry in validation]
+    axes.plot(*for_validation, "o--", label="validation loss", color="C1")
+    axes.set_xlabel("update")
+    axes.set_ylabel("binary cross-entropy")
+    axes.grid(alpha=0.3)
+    rates = axes.twinx()
+    rates.plot(steps, [entry["learning_rate"] for entry in train], ":", label="learning rate", color="C2")
+    rates.set_ylabel("learning rate")
+    rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    lines = [line for line in (*axes.get_lines(), *rates.get_lines()) if len(line.get_xdata())]
+    axes.legend(lines, [str(line.get_label()) for line in lines], loc="upper right")
+    figure.savefig(path, dpi=120)
+    return figure
+
+
+def model_card(name: str, config: Dict[str, Any], metrics: Dict[str, float]) -> str:
+    """Return the run's README.md: what it is, what it is not, and its AUC on the validation patients."""
+    from huggingface_hub import ModelCardData
+
+    base = config["flags"]["model_name_or_path"]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["chest-x-ray", "multi-label", "vit"],
+        base_model=None if config["flags"]["from_scratch"] or os.path.isdir(base) else base,
+    )
+    images = ", ".join(f"{count:,} {split}" for split, count in config["data"]["images"].items())
+    lines = [
+        "---",
+        data.to_yaml(),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        "A Vision Transformer that scores 14 findings on frontal chest X-rays, each by itself, trained with "
+        f"chestxray_vit {config['versions']['chestxray-vit']}.",
+        "",
+        "Research use only; not a medical device. The labels it learned are mined from report text of one hospital.",
+        "",
+        f"- start: {'random weights' if config['flags']['from_scratch'] else Path(base).name}",
+        f"- data: `{config['data']['name']}`, {images} images, split as its ingest_report.json says",
+        f"- how: every argument and version is in `{CONFIG}`; loss and learning rate in `loss.png`",
+        "",
+        "## AUC on the validation patients",
+        "",
+    ]
+    if "eval_roc_auc" not in metrics:
+        return "\n".join([*lines, "Not evaluated in training.", ""])
+    lines += ["The best checkpoint was chosen by this AUC: on other patients expect less.", "", "| finding | AUC |"]
+    lines += ["|---|---|"]
+    for finding in FINDINGS:
+        value = metrics.get(f"eval_roc_auc_{finding}")
+        lines.append(f"| {finding} | {'undefined' if value is None or value != value else format(value, '.3f')} |")
+    macro, count = metrics["eval_roc_auc"], metrics["eval_num_findings"]
+    return "\n".join([*lines, f"| **mean over {count:.0f} findings** | **{macro:.3f}** |", ""])

@@ -1,0 +1,245 @@
+"""Fine-tune a ViT on an ingested data set, on CUDA or CPU, one process or several.
+
+    python -m chestxray_vit.train --dataset_dir chest-xray-nihcc --output_dir run
+
+The defaults are the Graphcore tutorial's recipe: 3 epochs, global batch 128, learning rate 2e-4, cosine with
+25 % warm-up. The split is by patient, and the best epoch is kept by the mean AUC over the 14 findings."""
+
+import dataclasses
+import logging
+import sys
+from typing import Any, Dict, List, Optional, Sequence
+
+from chestxray_vit import flags
+from chestxray_vit.problems import InputError, reported
+
+logger = logging.getLogger(__name__)
+
+RECIPE_HELP = """flags of TrainingArguments, with the recipe's defaults (--help_all lists them all):
+  --output_dir RUN  --num_train_epochs 3  --learning_rate 2e-4  --lr_scheduler_type cosine  --warmup_steps 0.25
+  --seed 1337  --eval_strategy epoch  --save_strategy epoch  --save_total_limit 2  --load_best_model_at_end true
+  --metric_for_best_model roc_auc  --resume_from_checkpoint last|FOLDER  --dataloader_num_workers N
+
+examples:
+  python -m chestxray_vit.train --dataset_dir chest-xray-nihcc --output_dir run
+  torchrun --nproc-per-node 2 -m chestxray_vit.train --dataset_dir chest-xray-nihcc --output_dir run"""
+
+
+@dataclasses.dataclass
+class TrainFlags:
+    """Our own flags of `train`."""
+
+    dataset_dir: Optional[str] = dataclasses.field(
+        default=None, metadata={"metavar": "DIR", "help": "ingested folder, with metadata.jsonl"}
+    )
+    model_name_or_path: str = dataclasses.field(
+        default="google/vit-base-patch16-224-in21k",
+        metadata={
+            "metavar": "MODEL",
+            "help": "ViT to start from: a folder or a name on the Hub (default: google/vit-base-patch16-224-in21k)",
+        },
+    )
+    device: str = dataclasses.field(
+        default="auto",
+        metadata={"help": "engine (default: auto, CUDA where it is)", "choices": ["auto", "ipu", "cuda", "cpu"]},
+    )
+    global_batch_size: Optional[int] = dataclasses.field(
+        default=None,
+        metadata={
+            "metavar": "N",
+            "help": "images of one update, over all processes (default: 128, or the IPU config's)",
+        },
+    )
+    ipu_config_name: Optional[str] = dataclasses.field(
+        default=None,
+        metadata={
+            "metavar": "CONFIG",
+            "help": "ipu_config.json whose global batch to train with: a folder, or vit-base-pod4",
+        },
+    )
+    pos_weight: str = dataclasses.field(
+        default="none",
+        metadata={
+            "help": "auto: weight each finding's positives by negatives / positives in training (default: none)",
+            "choices": ["none", "auto"],
+        },
+    )
+    overwrite: bool = dataclasses.field(default=False, metadata={"help": "replace an earlier run in --output_dir"})
+    from_scratch: bool = dataclasses.field(
+        default=False, metadata={"help": "start from random weights, of the size that the next flags give"}
+    )
+    image_size: Optional[int] = dataclasses.field(
+        default=None, metadata={"metavar": "N", "help": "pixels (default: 224)"}
+    )
+    patch_size: Optional[int] = dataclasses.field(
+        default=None, metadata={"metavar": "N", "help": "pixels (default: 16)"}
+    )
+    hidden_size: Optional[int] = dataclasses.field(
+        default=None, metadata={"metavar": "N", "help": "width (default: 768)"}
+    )
+    num_hidden_layers: Optional[int] = dataclasses.field(
+        default=None, metadata={"metavar": "N", "help": "depth (default: 12)"}
+    )
+    num_attention_heads: Optional[int] = dataclasses.field(
+        default=None, metadata={"metavar": "N", "help": "heads (default: 12)"}
+    )
+    intermediate_size: Optional[int] = dataclasses.field(
+        default=None, metadata={"metavar": "N", "help": "MLP width (default: 3072)"}
+    )
+
+
+@reported
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the stage."""
+    own, given, _ = flags.parse(
+        TrainFlags,
+        "python -m chestxray_vit.train",
+        "Fine-tune a ViT on an ingested ChestX-ray14 folder, on CUDA or CPU.",
+        RECIPE_HELP,
+        argv,
+    )
+    _check(own, given)
+    train(own, given)
+    return 0
+
+
+def train(own: TrainFlags, given: Dict[str, Any]) -> Dict[str, float]:
+    """Train, write the run folder, and return the validation metrics of the best checkpoint.
+
+    Args:
+        own: our flags.
+        given: values of TrainingArguments' fields, as `flags.parse` returns them.
+
+    Raises:
+        InputError: whatever of the input the user can mend.
+    """
+    from transformers import set_seed
+
+    from chestxray_vit import backend, run, xrays
+
+    device = backend.pick_device(own.device)
+    output_dir = given["output_dir"]
+    resume = given["resume_from_checkpoint"]
+    if resume in ("last", "true", "True"):
+        resume = backend.last_checkpoint(output_dir)
+    if backend.is_main_process() and not resume:
+        run.check_free(output_dir, own.overwrite)
+
+    datasets = {"train": xrays.load_xrays(own.dataset_dir, "train")}
+    if backend.evaluates(given):
+        datasets["validation"] = xrays.load_xrays(own.dataset_dir, "validation")
+        _check_validation(xrays.targets_of(datasets["validation"]), own.dataset_dir)
+    else:
+        given = {**given, "load_best_model_at_end": False}
+    targets_NL = xrays.targets_of(datasets["train"])
+
+    ipu_config = backend.read_ipu_config(own.ipu_config_name) if own.ipu_config_name else None
+    given = backend.settle_batch(given, device, own.global_batch_size, ipu_config)
+    args = backend.training_arguments({**given, "resume_from_checkpoint": resume}, device)
+    set_seed(args.seed)
+    model, processor = _build(own, resume, targets_NL.shape[1])
+    preprocess = xrays.Preprocess(processor)
+    views = {name: xrays.preprocessed(dataset, preprocess) for name, dataset in datasets.items()}
+    trainer = backend.make_trainer(
+        model,
+        processor,
+        args,
+        views["train"],
+        views.get("validation"),
+        pos_weight=_pos_weight(targets_NL) if own.pos_weight == "auto" else None,
+    )
+    if backend.is_main_process():
+        if not resume:
+            backend.clear_run(output_dir)
+        _announce(len(targets_NL), args, backend.world_size(), device, model)
+    trainer.train(resume_from_checkpoint=resume)
+    metrics = trainer.evaluate() if "validation" in views else {}
+    if backend.is_main_process():
+        config = {
+            "flags": dataclasses.asdict(own),
+            "training_arguments": args.to_dict(),
+            "device": device,
+            "processes": backend.world_size(),
+            "updates": trainer.state.global_step,
+            "versions": backend.versions(),
+            "data": run.data_facts(own.dataset_dir, {name: len(dataset) for name, dataset in datasets.items()}),
+        }
+        run.write_run(output_dir, trainer.model, processor, trainer.state, config, metrics, ipu_config)
+        if "eval_roc_auc" in metrics:
+            macro, count = metrics["eval_roc_auc"], metrics["eval_num_findings"]
+            print(f"validation AUC {macro:.4f}, mean over {count:.0f} findings (best epoch)")
+        print(
+            f"wrote {output_dir}. Next: python -m chestxray_vit.evaluate {output_dir} --dataset_dir {own.dataset_dir}"
+        )
+    backend.leave()
+    return metrics
+
+
+def _check(own: TrainFlags, given: Dict[str, Any]) -> None:
+    wrong: List[str] = []
+    if not own.dataset_dir:
+        wrong.append("--dataset_dir is missing: name the ingested folder.")
+    if not given["output_dir"] or given["output_dir"] == "trainer_output":
+        wrong.append("--output_dir is missing: name the run's folder.")
+    sizes = [name for name in _size_names() if getattr(own, name) is not None]
+    if sizes and not own.from_scratch:
+        wrong.append(f"--{sizes[0]} goes with --from_scratch: a checkpoint has its own size.")
+    if own.global_batch_size is not None and own.global_batch_size < 1:
+        wrong.append(f"--global_batch_size is {own.global_batch_size}, expected 1 or more.")
+    if wrong:
+        raise InputError("\n".join(wrong))
+
+
+def _size_names() -> List[str]:
+    names = [field.name for field in dataclasses.fields(TrainFlags)]
+    return names[names.index("from_scratch") + 1 :]
+
+
+def _build(own: TrainFlags, resume: Optional[str], num_labels: int):
+    """Return the model and its processor: from the checkpoint to go on with, from scratch, or from a ViT."""
+    from chestxray_vit import model
+    from chestxray_vit.findings import FINDINGS, label_names
+
+    labels = label_names(include_no_finding=num_labels > len(FINDINGS))
+    if resume:
+        return model.load_model(resume)
+    if own.from_scratch:
+        sizes = {name: getattr(own, name) for name in _size_names() if getattr(own, name) is not None}
+        return model.build_from_scratch(model.ViTSize(**sizes), labels)
+    return model.build_model(own.model_name_or_path, labels)
+
+
+def _check_validation(targets_NL, dataset_dir: str) -> None:
+    """Refuse a validation split on which no finding has an AUC: no best epoch could be chosen."""
+    positives_L = targets_NL[:, :14].sum(axis=0)
+    if not ((positives_L > 0) & (positives_L < len(targets_NL))).any():
+        raise InputError(
+            f"{dataset_dir}: no finding has both classes among the {len(targets_NL)} validation images, so no epoch "
+            "can be chosen by AUC. Ingest with a larger --val_fraction, or train with --eval_strategy no."
+        )
+
+
+def _pos_weight(targets_NL) -> List[float]:
+    """Return negatives / positives by finding, as CheXNet weighted its loss; 1 where a finding has no positive."""
+    positives_L = targets_NL.sum(axis=0)
+    return [float((len(targets_NL) - count) / count) if count else 1.0 for count in positives_L]
+
+
+def _announce(num_images: int, args, num_processes: int, device: str, model) -> None:
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
+    parts = f"{args.per_device_train_batch_size} at a time x {args.gradient_accumulation_steps}"
+    if num_processes > 1:
+        parts += f" x {num_processes} processes"
+    logger.info(
+        "%s: %s training images, %g epochs, %s images an update (%s), ViT of %.1f million parameters",
+        device,
+        f"{num_images:,}",
+        args.num_train_epochs,
+        batch,
+        parts,
+        sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
