@@ -36,6 +36,7 @@ LARGEST_BATCH = {"cpu": 32, "cuda": 64}  # images of one forward pass, where the
 
 # The tutorial's recipe, under transformers 5's names.
 RECIPE: Dict[str, Any] = {
+    "output_dir": None,
     "num_train_epochs": 3.0,
     "learning_rate": 2e-4,
     "lr_scheduler_type": "cosine",
@@ -155,6 +156,10 @@ def settle_batch(
     return {**given, "per_device_train_batch_size": passed, "gradient_accumulation_steps": accumulation}
 
 
+def _global_batch(args: TrainingArguments) -> int:
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
+
+
 def evaluates(given: Dict[str, Any]) -> bool:
     """Tell whether these values of TrainingArguments' fields evaluate during training."""
     strategy = given[name_here("eval_strategy")]
@@ -218,9 +223,25 @@ class RestoringTrainer(Trainer):
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits_BL, inputs["labels"], pos_weight=weight_L)
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
 
+    def _get_train_sampler(self, *_):
+        """Draw whole global batches, as an IPU does: an update of fewer images would weigh them more."""
+        generator = torch.Generator().manual_seed(
+            self.args.seed if self.args.data_seed is None else self.args.data_seed
+        )
+        whole = len(self.train_dataset) // _global_batch(self.args) * _global_batch(self.args)
+        return torch.utils.data.RandomSampler(self.train_dataset, num_samples=whole, generator=generator)
+
     def log(self, logs: Dict[str, float], *args) -> None:
         """Log, without what is undefined: JSON has no NaN, and trainer_state.json is JSON."""
         super().log({name: value for name, value in logs.items() if not _is_nan(value)}, *args)
+
+    def _load_rng_state(self, checkpoint):
+        # transformers 4 does not tell torch >= 2.6 that the numpy part of the state is harmless
+        if not hasattr(torch.serialization, "safe_globals"):
+            return super()._load_rng_state(checkpoint)
+        rebuild = np.zeros(1).__reduce__()[0]
+        with torch.serialization.safe_globals([rebuild, np.ndarray, np.dtype, type(np.dtype(np.uint32))]):
+            return super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         self._restore(resume_from_checkpoint, self.model if model is None else model)
@@ -294,7 +315,14 @@ def make_trainer(
         pos_weight: L weights of the positives in the loss; None for 1.
         metrics: called with logits and labels of the whole evaluation set.
     """
+    if train_dataset is not None and len(train_dataset) < _global_batch(args):
+        raise InputError(
+            f"{len(train_dataset):,} training images are fewer than one global batch of {_global_batch(args)}. "
+            "Lower --global_batch_size."
+        )
     processing = "processing_class" if "processing_class" in inspect.signature(Trainer).parameters else "tokenizer"
+    if world_size() > 1 and processing == "tokenizer":
+        raise InputError("several processes need transformers 5; its version 4 would give each the same images.")
     trainer = RestoringTrainer(
         model=model,
         args=args,
@@ -342,6 +370,11 @@ def versions() -> Dict[str, str]:
 
 
 def leave() -> None:
-    """End the process group, if torchrun started one, so that it does not end with a warning."""
+    """End the process group, if torchrun started one, after all processes are done.
+
+    Without the wait, gloo's thread may still hold a tensor of the last gathering when the group is taken down;
+    it then waits for Python's lock, and Python for the thread, for ever (seen with torch 2.13).
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -77,9 +77,7 @@ def evaluate(run_dir: str, own: EvaluateFlags, given: Dict[str, Any]) -> None:
             f"{run_dir} scores {vit.config.num_labels} labels, {own.dataset_dir} has {targets_NL.shape[1]}. "
             "Ingest with or without --include_no_finding, as for the training."
         )
-    output_dir = given["output_dir"]
-    if not output_dir or output_dir == "trainer_output":
-        output_dir = str(Path(run_dir) / own.split)
+    output_dir = given["output_dir"] or str(Path(run_dir) / own.split)
     args = backend.training_arguments({**given, **backend.no_training(), "output_dir": output_dir}, device)
     trainer = backend.make_trainer(vit, processor, args)
     if backend.is_main_process():

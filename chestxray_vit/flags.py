@@ -68,6 +68,7 @@ def _parser(kinds: List[Type], prog: str, description: str, positional: Optional
     parser = HfArgumentParser(kinds, prog=prog, description=description, allow_abbrev=False, add_help=False)
     parser.usage = f"{prog} {positional[0].upper() + ' ' if positional else ''}[flags] [flags.yaml]"
     for action in parser._actions:
+        action.required = False  # transformers 4 asks for --output_dir; each stage has its own word on it
         action.option_strings = action.option_strings[:1]  # the help need not tell --two_forms, --two-forms of each
     if positional:
         parser.add_argument(positional[0], metavar=positional[0].upper(), help=positional[1])

@@ -267,15 +267,8 @@ def _table(results: Dict[str, Any]) -> List[List[str]]:
         cells += [_shown(row["average_precision"]), _shown(row["prevalence"])]
         rows.append(cells + [_shown(values["auc"][row["finding"]]) for values in published.values()])
     overall, means = results["macro"], {row["model"]: row["auc"] for row in results["published"]["macro"]}
-    cells = [
-        f"macro over {overall['num_findings']} findings",
-        "",
-        "",
-        _shown(overall["auc"]),
-        _interval(overall),
-        "",
-        "",
-    ]
+    label = f"macro over {overall['num_findings']} findings"
+    cells = [label, "", "", _shown(overall["auc"]), _interval(overall), "", ""]
     return [*rows, cells + [_shown(means[model]) for model in published]]
 
 

@@ -179,7 +179,7 @@ def _check(own: TrainFlags, given: Dict[str, Any]) -> None:
     wrong: List[str] = []
     if not own.dataset_dir:
         wrong.append("--dataset_dir is missing: name the ingested folder.")
-    if not given["output_dir"] or given["output_dir"] == "trainer_output":
+    if not given["output_dir"]:
         wrong.append("--output_dir is missing: name the run's folder.")
     sizes = [name for name in _size_names() if getattr(own, name) is not None]
     if sizes and not own.from_scratch:

@@ -1,0 +1,90 @@
+"""The report stage: table on stdout, three files beside, no torch, no traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from chestxray_vit.predictions import Predictions, write_predictions
+from chestxray_vit.report import main
+
+
+def write_run(path, seed, num_images=60):
+    random = np.random.default_rng(0)
+    targets_NL = (random.random((num_images, 14)) < 0.4).astype(int)
+    scores_NL = np.clip(0.3 * targets_NL + 0.7 * np.random.default_rng(seed).random((num_images, 14)), 0, 1)
+    names = [f"{image:04d}.png" for image in range(num_images)]
+    patients = [str(image // 2) for image in range(num_images)]
+    write_predictions(
+        path,
+        Predictions(names, patients, [50] * num_images, ["F"] * num_images, ["PA"] * num_images, targets_NL, scores_NL),
+    )
+    return path
+
+
+def test_report_writes_beside_the_predictions(tmp_path, capsys):
+    path = write_run(tmp_path / "predictions.csv", seed=1)
+    assert main([str(path)]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "auc.json").read_text())
+    line = next(line for line in printed.splitlines() if line.startswith("macro over 14 findings"))
+    assert line.split()[4] == f"{results['macro']['auc']:.3f}"
+    assert [line for line in printed.splitlines() if line.startswith("wrote ")] == [
+        f"wrote {tmp_path / name}" for name in ("auc.json", "auc.csv", "auc.md")
+    ]
+    assert results["source"][0]["file_name"] == "predictions.csv"
+    assert results["comparison"] is None
+    assert results["num_patients"] == 30
+
+
+def test_report_compares_two_runs(tmp_path, capsys):
+    a, b = write_run(tmp_path / "a.csv", seed=1), write_run(tmp_path / "b.csv", seed=2)
+    assert main([str(a), "--compare", str(b), "--output_dir", str(tmp_path / "report")]) == 0
+    results = json.loads((tmp_path / "report" / "auc.json").read_text())
+    assert results["comparison"]["macro"]["auc_a"] == results["macro"]["auc"]
+    assert [source["file_name"] for source in results["source"]] == ["a.csv", "b.csv"]
+    assert f"{results['comparison']['macro']['difference']:+.3f}" in capsys.readouterr().out
+
+
+def test_wrong_input_is_told_without_a_traceback(tmp_path, capsys):
+    assert main([str(tmp_path / "none.csv")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/none.csv: there is no such file.")
+    a, b = write_run(tmp_path / "a.csv", seed=1), write_run(tmp_path / "b.csv", seed=1, num_images=59)
+    assert main([str(a), "--compare", str(b)]) == 2
+    assert "an image is in the first file only: 0059.png" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b.csv"]
+
+
+@pytest.mark.parametrize("arguments", [["auc.csv"], ["other.csv", "--compare", "auc.csv"]])
+def test_report_never_overwrites_its_input(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    path, _ = write_run(tmp_path / "auc.csv", seed=1), write_run(tmp_path / "other.csv", seed=1)
+    before = path.read_bytes()
+    assert main(arguments) == 2
+    assert "auc.csv: the report would overwrite it" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_report_runs_without_torch(tmp_path):
+    path = write_run(tmp_path / "predictions.csv", seed=1)
+    script = (
+        "import sys; from chestxray_vit.report import main; code = main(sys.argv[1:]);"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules); sys.exit(code)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(path)], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_help_is_light():
+    script = (
+        "import runpy, sys; sys.argv = ['report', '--help']\n"
+        "try: runpy.run_module('chestxray_vit.report', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert not {'torch', 'transformers', 'pandas', 'sklearn', 'scipy'} & set(sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True).stdout.decode()
+    for word in ("--compare", "--output_dir", "auc.json", "example: python -m chestxray_vit.report"):
+        assert word in answer
