@@ -43,15 +43,25 @@ def find_images(dataset_dir: Path, images_dir: Optional[Path] = None) -> Dict[st
         with os.scandir(folder) as files:
             for file in files:
                 # the first folder wins: mirrors that repeat an image repeat its bytes
-                if file.name.endswith(".png") and NAME_PATTERN.fullmatch(file.name) and file.is_file():
+                if file.name.endswith(".png") and NAME_PATTERN.fullmatch(file.name) and _is_file(file):
                     found.setdefault(file.name, folder)
     return found
 
 
+def _is_file(file: os.DirEntry) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a link to itself
+        return False
+
+
 def check_header(path: Path) -> Optional[str]:
     """Say what is wrong with the first bytes of an image file, or None: they are PNG's or JPEG's."""
-    with open(path, "rb") as file:
-        start = file.read(24)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(24)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
     if not start:
         return "an empty file"
     if start.startswith(b"version https://git-lfs"):
@@ -107,7 +117,6 @@ def extract_archives(dataset_dir: Path) -> int:
 def _extract(archive: Path, images_dir: Path) -> int:
     from tqdm import tqdm
 
-    images_dir.mkdir(exist_ok=True)
     members: Dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix=f".{archive.name}.", dir=images_dir.parent) as aside:
         try:
@@ -128,8 +137,12 @@ def _extract(archive: Path, images_dir: Path) -> int:
                 _check_end(tar)
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise InputError(f"{archive.name}: cut or damaged: {error}. Fetch the archive again.") from error
-        for file in Path(aside, "images").glob("*.png"):
-            os.replace(file, images_dir / file.name)
+        try:
+            images_dir.mkdir(exist_ok=True)
+            for file in Path(aside, "images").glob("*.png"):
+                os.replace(file, images_dir / file.name)
+        except OSError as error:
+            raise InputError(f"{archive.name}: cannot unpack into {images_dir}: {error}. Make room for it.") from error
     there = sum((images_dir / name).is_file() for name in members)
     if there != len(members):
         raise InputError(f"{archive.name}: {len(members):,} members, {there:,} files. Is the disk full?")
@@ -137,6 +150,12 @@ def _extract(archive: Path, images_dir: Path) -> int:
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Refuse an archive that was cut at a member's edge: a whole one ends in a block of zeros, read but not counted."""
-    if tar.fileobj.tell() == tar.offset:
+    """Refuse an archive that does not end in a block of zeros: tarfile takes a cut or a broken header for the end.
+
+    The rest is read as well: only at its end does gzip compare its checksum.
+    """
+    whole = tar.fileobj.tell() == tar.offset + tarfile.BLOCKSIZE
+    for rest in iter(lambda: tar.fileobj.read(1 << 20), b""):
+        whole = whole and not rest.strip(b"\0")
+    if not whole:
         raise tarfile.ReadError("no end mark after the last member")

@@ -99,9 +99,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     splits_N = [splits_by_name[name] for name in entries.file_names]
     leaked = _check_leak(entries, splits_N, args.split)
 
+    _check_output(output, (csv_path, *list_paths))
     lines = _metadata_lines(entries, splits_N, folders, output, args.include_no_finding)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, "".join(lines))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, "".join(lines))
+    except OSError as error:
+        raise InputError(
+            f"{output}: cannot be written: {error.strerror}. Make it writable, or name --output."
+        ) from error
     report = {
         "package_version": __version__,
         "findings": list(label_names(args.include_no_finding)),
@@ -226,6 +232,14 @@ def _check_leak(entries: nih.Entries, splits_N: Sequence[str], method: str) -> i
             f"{len(leaked):,}",
         )
     return len(leaked)
+
+
+def _check_output(output: Path, sources: Sequence[Path]) -> None:
+    """Refuse to write over the release, or the metadata over its own report."""
+    taken = [path for path in sources if os.path.abspath(path) == os.path.abspath(output)]
+    if taken or output.name == REPORT or output.is_dir():
+        what = "a file of the release" if taken else "a folder" if output.is_dir() else "the report's name"
+        raise InputError(f"--output: {output} is {what}. Name a file such as {output.parent / METADATA}.")
 
 
 def _metadata_lines(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, List, Sequence, Tuple
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, ViTConfig, ViTForImageClassification
 from transformers.utils import logging as transformers_logging
 
@@ -131,6 +132,8 @@ def _check_findings(config, where: str, labels: Sequence[str]):
 
 
 def _load(name_or_path: str, config, allow_new_head: bool) -> Tuple[Any, Any]:
+    if Path(name_or_path).is_dir() and not list(Path(name_or_path).glob("*.safetensors")):
+        raise InputError(f"{name_or_path}: no *.safetensors. Weights must be safetensors: a pickle can run code.")
     try:
         model, info = ViTForImageClassification.from_pretrained(
             name_or_path,
@@ -141,9 +144,9 @@ def _load(name_or_path: str, config, allow_new_head: bool) -> Tuple[Any, Any]:
             output_loading_info=True,
         )
         processor = AutoImageProcessor.from_pretrained(name_or_path)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{name_or_path}: cannot be loaded: {reason} Weights must be safetensors.") from error
+        raise InputError(f"{name_or_path}: cannot be loaded: {reason} Is the checkpoint whole?") from error
     lacking = [_name_of(key) for key in (*info["missing_keys"], *info["mismatched_keys"])]
     body = [key for key in lacking if not (allow_new_head and key.startswith("classifier."))]
     if body:

@@ -13,6 +13,7 @@ import gzip
 import io
 import re
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
@@ -121,6 +122,9 @@ def read_entries(path: Path) -> Entries:
             column_types={str(place): "string" for place in range(width)}, strings_can_be_null=False
         ),
     )
+    if table.num_rows + len(ragged) != text.rstrip("\r\n").count("\n"):
+        for line in _broken_lines(text):
+            problems.add("line break inside a field", f"line {line}", "Expected one line an image, without quotes.")
     for line, fields in ragged:
         problems.add(
             "row of another length", f"line {line} has {fields} fields, expected {width}", "Is the file whole?"
@@ -149,11 +153,13 @@ def _read_text(path: Path) -> str:
 
 def _read_header(path: Path, text: str) -> Tuple[List[str], int]:
     """Return the column names, less empty ones at the end, and the number of fields in a row."""
-    lines = text.split("\n", 2)
-    if len(lines) < 2 or not lines[1].strip():
+    first, _, rows = text.partition("\n")
+    if not rows.strip():
         raise InputError(f"{path.name}: no rows. Expected NIH's Data_Entry_2017 CSV, a header and one line an image.")
-    header, first = (next(csv.reader([line.rstrip("\r")])) for line in lines[:2])
-    header = [name.strip() for name in header]
+    try:
+        header = [name.strip() for name in next(csv.reader([first.rstrip("\r")]))]
+    except csv.Error as error:
+        raise InputError(f"{path.name} line 1: {error}. Is it NIH's CSV?") from error
     while header and not header[-1]:
         header.pop()
     problems = Problems(path.name)
@@ -164,7 +170,14 @@ def _read_header(path: Path, text: str) -> Tuple[List[str], int]:
         if len(found) > 1:
             problems.add("doubled column", ", ".join(found), "Keep one of them.")
     problems.raise_if_any()
-    return header, max(len(first), len(header))
+    usual, _ = Counter(line.count(",") for line in rows.rstrip("\r\n").split("\n")).most_common(1)[0]
+    return header, max(usual + 1, len(header))
+
+
+def _broken_lines(text: str) -> List[int]:
+    """Return the numbers of the lines that end inside a quoted field, or hold a carriage return before their end."""
+    lines = enumerate(text.rstrip("\r\n").split("\n"), start=1)
+    return [number for number, line in lines if line.count('"') % 2 or "\r" in line.rstrip("\r")]
 
 
 def _alias(header: Sequence[str], column: str) -> str:
@@ -188,15 +201,15 @@ def _check_columns(columns: Dict, problems: Problems) -> Entries:
     note("findings", "empty findings", lambda cell: not cell, f"Write {NO_FINDING} where there is none.")
     note("findings", "unknown finding", lambda cell: bool(cell) and bool(_unknown(cell)), known)
     note("findings", f"{NO_FINDING} with another finding", _contradicts, f"Remove {NO_FINDING} or the other.")
-    note("patient_id", "patient id is not a number", lambda value: not value.isdecimal(), "Expected 1 to 30805.")
+    note("patient_id", "patient id is not a number", lambda value: _number(value) is None, "Expected 1 to 30805.")
 
     name_ids = _ids_of_names(file_names, problems)
     values, codes = encoded["patient_id"]
-    ids = np.array([int(value) if value.isdecimal() else -1 for value in values], dtype=np.int64)[codes]
+    numbers = [_number(value) for value in values]
+    ids = np.array([-1 if number is None else number for number in numbers], dtype=np.int64)[codes]
     for row in np.flatnonzero((ids != name_ids) & (ids >= 0) & (name_ids >= 0)).tolist():
         example = f"line {row + 2}: {file_names[row]} has patient {ids[row]}"
         problems.add("patient id differs from the image's name", example, "Were columns sorted apart?")
-    problems.raise_if_any()
 
     def convert(column: str, parse: Callable[[str], object], what: str) -> List:
         values, codes = encoded[column]
@@ -215,7 +228,7 @@ def _check_columns(columns: Dict, problems: Problems) -> Entries:
         convert("age", parse_age, "age"),
         convert("sex", lambda value: value if value in ("M", "F") else None, "sex"),
         convert("view", lambda value: value or None, "view"),
-        convert("follow_up", lambda value: int(value) if value.isdecimal() else None, "follow-up number"),
+        convert("follow_up", _number, "follow-up number"),
         tuple(notices),
     )
     return _merge_doubled(entries, problems)
@@ -225,6 +238,10 @@ def _encode(column) -> Tuple[List[str], np.ndarray]:
     """Return the distinct values of an Arrow column, and for each row the place of its value."""
     encoded = column.combine_chunks().dictionary_encode()
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+
+
+def _number(text: str) -> Optional[int]:
+    return int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else None
 
 
 def _unknown(cell: str) -> Set[str]:
@@ -253,6 +270,7 @@ def _ids_of_names(file_names: Sequence[str], problems: Problems) -> np.ndarray:
 def _merge_doubled(entries: Entries, problems: Problems) -> Entries:
     """Keep one of the rows of an image that agree; refuse rows that contradict each other."""
     if len(set(entries.file_names)) == len(entries):
+        problems.raise_if_any()
         return entries
     first_row: Dict[str, int] = {}
     kept = []

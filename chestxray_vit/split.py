@@ -57,12 +57,16 @@ def hash_to_unit(ids_P: np.ndarray, seed: int, stream: int) -> np.ndarray:
         seed, stream: two streams of one seed are independent draws.
     """
     golden = 0x9E3779B97F4A7C15
-    start = np.uint64((golden * (2 * seed + stream + 1)) % 2**64)
-    x_P = ids_P.astype(np.uint64) * np.uint64(golden) + start
+    # the start is hashed too: else stream 1 of one patient is stream 0 of the next
+    start_1 = _mix(np.array([(golden * (2 * seed + stream + 1)) % 2**64], dtype=np.uint64))
+    x_P = _mix(ids_P.astype(np.uint64) * np.uint64(golden) + start_1)
+    return (x_P >> np.uint64(11)).astype(np.float64) / 2**53
+
+
+def _mix(x_P: np.ndarray) -> np.ndarray:
     x_P = (x_P ^ (x_P >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x_P = (x_P ^ (x_P >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x_P = x_P ^ (x_P >> np.uint64(31))
-    return (x_P >> np.uint64(11)).astype(np.float64) / 2**53
+    return x_P ^ (x_P >> np.uint64(31))
 
 
 def leaked_patients(patients_N: Sequence[Hashable], splits_N: Sequence[str]) -> List[Hashable]:

@@ -1,0 +1,157 @@
+"""Benchmarks of the data path: ingest, open, preprocess. Before the times count, both ways must give the same."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import List
+
+import numpy as np
+
+from chestxray_vit.findings import NO_FINDING, decode
+from tests.benchmarks import releases
+from tests.benchmarks.measure import Result, interleave
+
+IMAGEFOLDER_ROWS = 4_000  # of all it would take minutes; it asks for every file alone, so its time grows with them
+
+
+def ingest_in_process(scratch: Path, num_rows: int) -> List[Result]:
+    """CSV to N-hot metadata.jsonl, against the tutorial's pandas route, which writes labels alone and no split."""
+    import pandas
+
+    from chestxray_vit import ingest, nih
+    from chestxray_vit.files import write_text
+
+    source = releases.write_tables(scratch / "release", num_rows)
+    args = ingest.parser().parse_args([str(scratch / "release")])
+    table_path, theirs, ours = args.dataset_dir / releases.CSV, scratch / "theirs.jsonl", scratch / "ours.jsonl"
+    names: List[str] = []
+
+    def tutorial() -> None:
+        table = pandas.read_csv(table_path)
+        names[:] = np.unique(table["Finding Labels"].str.split("|").aggregate(np.concatenate)).tolist()
+        place = {name: index for index, name in enumerate(names)}
+
+        def to_n_hot(cell: str) -> np.ndarray:
+            labels = np.zeros(len(names))
+            labels[[place[name] for name in cell.split("|")]] = 1
+            return labels
+
+        table["labels"] = table["Finding Labels"].apply(to_n_hot)
+        table = table[["Image Index", "labels"]].rename(columns={"Image Index": "file_name"})
+        table.to_json(theirs, orient="records", lines=True)
+
+    def package() -> None:
+        entries = nih.read_entries(table_path)
+        split_of = ingest._split(args, entries, ingest._find_lists(args))
+        splits_N = [split_of[name] for name in entries.file_names]
+        folders = dict.fromkeys(entries.file_names, scratch / "images")
+        write_text(ours, "".join(ingest._metadata_lines(entries, splits_N, folders, ours, False)))
+
+    seconds = interleave({"tutorial": tutorial, "package": package}, 5, time.process_time)
+    with open(theirs) as their_lines, open(ours) as our_lines:
+        for their, our in itertools.zip_longest(map(json.loads, their_lines), map(json.loads, our_lines)):
+            assert our["file_name"] == f"images/{their['file_name']}"
+            found = set(itertools.compress(names, their["labels"])) - {NO_FINDING}
+            assert found == set(decode(our["labels"])), our["file_name"]
+    work = f"CSV to metadata.jsonl in process ({source})"
+    return [Result("ingest", work, "CPU s", seconds["package"], seconds["tutorial"], "tutorial's pandas", at_least=5)]
+
+
+def ingest_end_to_end(scratch: Path, num_rows: int) -> List[Result]:
+    """The command, from start to exit, on a folder with a file for every row."""
+    source = releases.write_tables(scratch / "release", num_rows)
+    releases.touch_images(scratch / "release")
+    command = [sys.executable, "-m", "chestxray_vit.ingest", str(scratch / "release"), "--verify", "none"]
+
+    def run() -> None:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
+
+    seconds = interleave({"package": run}, 5)["package"]
+    with open(scratch / "release" / "metadata.jsonl") as lines:
+        assert sum(1 for _ in lines) == len(releases.file_names(scratch / "release"))
+    return [Result("ingest_end_to_end", f"the command, --verify none ({source})", "s", seconds, below=2)]
+
+
+def open_dataset(scratch: Path, num_rows: int) -> List[Result]:
+    """`load_xrays` of all rows, against ImageFolder by `data_dir` with a new cache each time."""
+    import datasets
+
+    from chestxray_vit import ingest, nih
+    from chestxray_vit.xrays import load_xrays
+
+    few = min(IMAGEFOLDER_ROWS, num_rows)
+    source = releases.write_tables(scratch / "all", num_rows)
+    releases.touch_images(scratch / "all")
+    releases.write_tables(scratch / "few", few)
+    releases.link_images(scratch / "few")
+    for name in ("all", "few"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert ingest.main([str(scratch / name), "--verify", "none"]) == 0
+    for name in (nih.TRAIN_VAL_LIST, nih.TEST_LIST):
+        (scratch / "few" / name).unlink()  # ImageFolder takes them, by their names, for the data of its splits
+    opened = {}
+
+    def image_folder() -> None:
+        cache = scratch / "cache"
+        shutil.rmtree(cache, ignore_errors=True)
+        opened["theirs"] = datasets.load_dataset(
+            "imagefolder", data_dir=str(scratch / "few"), split="train", cache_dir=str(cache)
+        )
+
+    def package() -> None:
+        opened["ours"] = load_xrays(scratch / "all")
+
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        seconds = interleave({"ImageFolder": image_folder, "package": package}, 3)
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
+    theirs, ours = opened["theirs"], load_xrays(scratch / "few")
+    for name in ("labels", "patient_id", "split"):
+        assert theirs[:][name] == ours[:][name], name
+    scaled = seconds["ImageFolder"] * num_rows / few
+    baseline_is = "ImageFolder" if few == num_rows else f"ImageFolder, measured at {few:,} rows and scaled linearly"
+    work = f"open, files' presence checked ({source})"
+    return [Result("open", work, "s", seconds["package"], scaled, baseline_is, below=2)]
+
+
+def preprocess(scratch: Path, num_rows: int) -> List[Result]:
+    """A PNG of 1024 pixels to pixel_values of 224, one process, against the checkpoint's own image processor."""
+    import torch
+    from PIL import Image
+    from transformers import AutoImageProcessor
+
+    from chestxray_vit.model import ViTSize, build_from_scratch
+    from chestxray_vit.xrays import Preprocess, read_grey
+
+    small = ViTSize(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
+    build_from_scratch(small)[1].save_pretrained(scratch / "vit")
+    processor = AutoImageProcessor.from_pretrained(scratch / "vit")
+    ours = Preprocess(processor)
+    paths, source = releases.xrays_1024(scratch / "xrays", max(2, min(32, num_rows // 1000)))
+
+    def image_processor() -> List[torch.Tensor]:
+        return [processor(_open_rgb(path), return_tensors="pt")["pixel_values"][0] for path in paths]
+
+    def _open_rgb(path: Path) -> Image.Image:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+
+    def package() -> List[torch.Tensor]:
+        return [ours.pixels(read_grey(path)) for path in paths]
+
+    assert all(torch.equal(*pair) for pair in zip(image_processor(), package()))
+    seconds = interleave({"AutoImageProcessor": image_processor, "package": package}, 5)
+    theirs_per_second, ours_per_second = (len(paths) / seconds[name] for name in ("AutoImageProcessor", "package"))
+    work = f"{source} to pixel_values, one process, bit-identical"
+    return [Result("preprocess", work, "images/s", ours_per_second, theirs_per_second, "AutoImageProcessor on RGB")]
