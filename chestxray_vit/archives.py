@@ -11,13 +11,13 @@ import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Collection, Dict, Optional
+from typing import Callable, Collection, Dict, List, Optional, Set
 
 from chestxray_vit.nih import NAME_PATTERN
 from chestxray_vit.problems import InputError
 
 
-def find_images(dataset_dir: Path, images_dir: Optional[Path] = None) -> Dict[str, Path]:
+def find_images(dataset_dir: Path, images_dir: Optional[Path] = None) -> Dict[Path, List[str]]:
     """Find the release's images in one scan of each folder.
 
     Args:
@@ -25,7 +25,8 @@ def find_images(dataset_dir: Path, images_dir: Optional[Path] = None) -> Dict[st
         images_dir: look here instead.
 
     Returns:
-        File name to its folder, for the files whose name is NIH's. What else lies there is ignored.
+        For each folder that has some the files whose name is NIH's, a name in the first folder that has it. What else
+        lies there is ignored.
 
     Raises:
         InputError: there is no such folder.
@@ -38,13 +39,19 @@ def find_images(dataset_dir: Path, images_dir: Optional[Path] = None) -> Dict[st
     if not folders:
         looked = images_dir or f"{dataset_dir}/images and {dataset_dir}/images_0NN/images"
         raise InputError(f"no image folder: looked for {looked}. Unpack NIH's archives (--extract), or name --images.")
-    found: Dict[str, Path] = {}
+    found: Dict[Path, List[str]] = {}
+    seen: Set[str] = set()
     for folder in folders:
         with os.scandir(folder) as files:
-            for file in files:
+            names = [
+                file.name
+                for file in files
                 # the first folder wins: mirrors that repeat an image repeat its bytes
-                if file.name.endswith(".png") and NAME_PATTERN.fullmatch(file.name) and _is_file(file):
-                    found.setdefault(file.name, folder)
+                if NAME_PATTERN.fullmatch(file.name) and file.name not in seen and _is_file(file)
+            ]
+        if names:
+            found[folder] = names
+            seen.update(names)
     return found
 
 
@@ -111,6 +118,8 @@ def extract_archives(dataset_dir: Path) -> int:
     archives = sorted(dataset_dir.glob("images_*.tar.gz"))
     if not archives:
         raise InputError(f"--extract: no images_*.tar.gz in {dataset_dir}. Fetch NIH's archives into that folder.")
+    if not hasattr(tarfile, "data_filter"):
+        raise InputError("--extract: this Python cannot unpack safely (PEP 706). Update it, or unpack with `tar -xzf`.")
     return sum(_extract(archive, dataset_dir / "images") for archive in archives)
 
 

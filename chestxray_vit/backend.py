@@ -20,6 +20,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import numpy as np
 import torch
 import transformers
+from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -52,6 +53,7 @@ RECIPE: Dict[str, Any] = {
     "logging_steps": 10,
     "logging_nan_inf_filter": False,  # a loss that is NaN must be seen
     "report_to": "none",
+    "disable_tqdm": False,
     "remove_unused_columns": False,
     "label_names": ["labels"],
     "per_device_train_batch_size": None,  # these two follow from the global batch
@@ -271,6 +273,22 @@ def _is_nan(value: Any) -> bool:
 
 class Progress(ProgressCallback):
     """One bar for the updates, one line for each log: the Trainer's own prints 14 AUCs in a row."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Name the bar."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("train")
+            self.training_bar.unit = "update"
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **_):
+        """Show a bar for a scoring that takes more than two seconds, and take it away after."""
+        if state.is_world_process_zero:
+            if self.prediction_bar is None:
+                self.prediction_bar = tqdm(
+                    total=len(eval_dataloader), desc="score", unit="batch", delay=2, leave=False, dynamic_ncols=True
+                )
+            self.prediction_bar.update(1)
 
     def on_log(self, args, state, control, logs=None, **_):
         """Print a line above the bar."""

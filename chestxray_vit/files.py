@@ -32,10 +32,15 @@ def written_aside(path: PathLike) -> Iterator[Path]:
             aside.unlink()
 
 
+def write_bytes(path: PathLike, content: Union[bytes, memoryview]) -> None:
+    """Write a file, whole or not at all."""
+    with written_aside(path) as aside:
+        aside.write_bytes(content)
+
+
 def write_text(path: PathLike, text: str) -> None:
     """Write a text file in UTF-8 with line feeds, whole or not at all."""
-    with written_aside(path) as aside:
-        aside.write_bytes(text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: PathLike, content: Any) -> None:

@@ -7,16 +7,18 @@ Nothing is written before everything was checked: a wrong label or a leaked pati
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
 import sys
-from collections import Counter
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
 
 from chestxray_vit import __version__, archives, nih, split
-from chestxray_vit.files import sha256, write_json, write_text
+from chestxray_vit.files import sha256, write_bytes, write_json
 from chestxray_vit.findings import label_names
 from chestxray_vit.problems import InputError, Problems, reported
 
@@ -66,7 +68,12 @@ def parser() -> argparse.ArgumentParser:
         help="look at each file's first bytes, or decode every image (default: header)",
     )
     add("--extract", action="store_true", help="first unpack NIH's images_*.tar.gz in DATASET_DIR")
-    add("--output", type=Path, help="metadata file, in a folder above the images (default: DATASET_DIR/metadata.jsonl)")
+    add(
+        "--output",
+        type=Path,
+        help="metadata file, beside or above the images (default: metadata.jsonl beside the images where all lie in "
+        "images/ or --images and that is no link, else in DATASET_DIR)",
+    )
     return result
 
 
@@ -86,28 +93,22 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     entries = nih.read_entries(csv_path)
     num_rows = len(entries)
     list_paths = _find_lists(args)
-    splits_by_name = _split(args, entries, list_paths)
+    entries = _assign(args, entries, list_paths)
 
     left_out: Dict[str, int] = {}
     entries = _keep_views(entries, args.views, left_out)
-    entries, folders = _keep_images(entries, args, left_out)
+    found = archives.find_images(args.dataset_dir, args.images)
+    entries = _keep_images(entries, found, args, left_out)
     if not len(entries):
         raise InputError(
             f"{csv_path.name}: no image is left ({_in_words(left_out)}). Loosen --views, or unpack images."
         )
-    output = args.output or args.dataset_dir / METADATA
-    splits_N = [splits_by_name[name] for name in entries.file_names]
-    leaked = _check_leak(entries, splits_N, args.split)
+    leaked = _check_leak(entries, args.split)
 
+    output = args.output or _default_folder(args, found) / METADATA
     _check_output(output, (csv_path, *list_paths))
-    lines = _metadata_lines(entries, splits_N, folders, output, args.include_no_finding)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output, "".join(lines))
-    except OSError as error:
-        raise InputError(
-            f"{output}: cannot be written: {error.strerror}. Make it writable, or name --output."
-        ) from error
+    content = _metadata(entries, found, output, args.include_no_finding)
+    _write(output, write_bytes, content)
     report = {
         "package_version": __version__,
         "findings": list(label_names(args.include_no_finding)),
@@ -123,10 +124,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         "num_images": len(entries),
         "left_out": left_out,
         "notices": list(entries.notices),
-        "splits": _count(entries, splits_N, args.include_no_finding),
+        "splits": _count(entries, args.include_no_finding),
     }
-    write_json(output.parent / REPORT, report)
+    _write(output.parent / REPORT, write_json, report)
     print(_table(report))
+    if nih.find_file(output.parent, [nih.TRAIN_VAL_LIST, nih.TEST_LIST]):
+        print(
+            "notice: ImageFolder takes NIH's split lists for its own splits and finds no image in them. Tell it its "
+            f'files: load_dataset("imagefolder", data_dir=..., data_files=["{output.name}", "**/*.png"])'
+        )
     print(f"wrote {output} and {output.parent / REPORT}")
     return 0
 
@@ -141,9 +147,12 @@ def _given_or_found(given: Optional[Path], folder: Path, names: Sequence[str], f
 
 def _find_lists(args: argparse.Namespace) -> Tuple[Path, ...]:
     """Return the paths of NIH's two split lists, or nothing where the split does not use them."""
+    lists = {"--train_val_list": args.train_val_list, "--test_list": args.test_list}
+    given = [flag for flag, path in lists.items() if path is not None]
     if args.split in ("patient", "image"):
+        if given:
+            raise InputError(f"--split {args.split} does not read lists; leave out {' and '.join(given)}.")
         return ()
-    given = args.train_val_list is not None or args.test_list is not None
     there = [nih.find_file(args.dataset_dir, [name]) is not None for name in (nih.TRAIN_VAL_LIST, nih.TEST_LIST)]
     if args.split == "auto" and not given and not any(there):
         logger.info("no %s and %s: splitting by a hash of the patient id", nih.TRAIN_VAL_LIST, nih.TEST_LIST)
@@ -154,76 +163,87 @@ def _find_lists(args: argparse.Namespace) -> Tuple[Path, ...]:
     )
 
 
-def _split(args: argparse.Namespace, entries: nih.Entries, list_paths: Sequence[Path]) -> Dict[str, str]:
-    """Return the set of every image of the CSV, by file name."""
+def _assign(args: argparse.Namespace, entries: nih.Entries, list_paths: Sequence[Path]) -> nih.Entries:
+    """Add the column `split` to the entries: the set of every image."""
+    import pyarrow
+
     if not 0 <= args.val_fraction < 1:
         raise InputError(f"--val_fraction is {args.val_fraction}, expected 0 <= fraction < 1.")
-    names = entries.file_names
-    if args.split == "image":
-        numbers = [int(name[:8] + name[9:12]) for name in names]
-        split_of_number = split.assign(numbers, None, args.val_fraction, args.seed)
-        return {name: split_of_number[number] for name, number in zip(names, numbers)}
-    test_patients = None
+    test_units = None
+    units_N = entries.numbers("number" if args.split == "image" else "patient_id")
     if list_paths:
-        test_names = nih.read_test_names(*list_paths, names)
-        test_patients = {int(name[:8]) for name in test_names}
+        test_N = nih.read_test_list(*list_paths, entries)
+        test_units = np.unique(units_N[test_N])
         problems = Problems(f"{list_paths[0].name} and {list_paths[1].name}")
-        torn = test_patients.intersection(int(name[:8]) for name in names if name not in test_names)
-        for patient in sorted(torn):
+        for patient in np.intersect1d(test_units, units_N[~test_N]).tolist():
             problems.add("patient in both lists", str(patient), "Use NIH's own lists, or --split patient.")
         problems.raise_if_any()
-    split_of_patient = split.assign(entries.patient_ids, test_patients, args.val_fraction, args.seed)
-    return {name: split_of_patient[patient] for name, patient in zip(names, entries.patient_ids)}
+    units, unit_N = np.unique(units_N, return_inverse=True)
+    split_of = split.assign(units, test_units, args.val_fraction, args.seed)
+    codes = np.array([split.SPLITS.index(split_of[unit]) for unit in units.tolist()])
+    column = pyarrow.DictionaryArray.from_arrays(codes[unit_N].astype(np.int32), list(split.SPLITS))
+    return dataclasses.replace(entries, table=entries.table.append_column("split", column))
 
 
 def _keep_views(entries: nih.Entries, views: Optional[str], left_out: Dict[str, int]) -> nih.Entries:
     if views is None:
         return entries
     wanted = set(views.split(","))
-    unknown = wanted.difference(entries.views)
+    found_N = entries.column("view")
+    unknown = wanted.difference(found_N)
     if unknown:
-        known = ", ".join(sorted(view for view in set(entries.views) if view))
+        known = ", ".join(sorted(view for view in set(found_N) if view))
         raise InputError(f"--views: no image has view {', '.join(sorted(unknown))}. Found in the CSV: {known}.")
-    rows = [row for row, view in enumerate(entries.views) if view in wanted]
-    left_out[f"view other than {views}"] = len(entries) - len(rows)
-    return entries.take(rows)
+    kept = entries.keep(np.array([view in wanted for view in found_N]))
+    left_out[f"view other than {views}"] = len(entries) - len(kept)
+    return kept
 
 
 def _keep_images(
-    entries: nih.Entries, args: argparse.Namespace, left_out: Dict[str, int]
-) -> Tuple[nih.Entries, Dict[str, Path]]:
-    """Leave out, or refuse, what has no image on disk; return the entries and the folder of each name."""
-    folders = archives.find_images(args.dataset_dir, args.images)
-    where = args.images or args.dataset_dir / "images"
-    problems = Problems(str(where))
-    present = [row for row, name in enumerate(entries.file_names) if name in folders]
-    num_missing = len(entries) - len(present)
-    if num_missing and args.allow_missing:
-        left_out["image missing"] = num_missing
-        entries = entries.take(present)
-    elif num_missing:
-        first = next(name for name in entries.file_names if name not in folders)
+    entries: nih.Entries, found: Dict[Path, List[str]], args: argparse.Namespace, left_out: Dict[str, int]
+) -> nih.Entries:
+    """Leave out, or refuse, what has no image on disk."""
+    problems = Problems(str(args.images or args.dataset_dir / "images"))
+    folder_N = _folder_of(entries, found)
+    there_N = folder_N >= 0
+    num_missing = int((~there_N).sum())
+    if num_missing and not args.allow_missing:
+        first = entries.column("file_name")[int(np.argmin(there_N))]
         example = f"{num_missing:,} of {len(entries):,} (first: {first})"
         problems.add("images missing", example, "Unpack all archives, or pass --allow_missing.")
+    elif num_missing:
+        left_out["image missing"] = num_missing
+    kept = entries.keep(there_N)
     if args.verify != "none":
         check = archives.check_header if args.verify == "header" else archives.check_pixels
-        paths = [folders[name] / name for name in entries.file_names if name in folders]
+        folders = list(found)
+        paths = [folders[code] / name for code, name in zip(folder_N[there_N].tolist(), kept.column("file_name"))]
         wrong = archives.check_images(paths, check)
         if wrong and args.allow_missing:
             left_out["image unreadable"] = len(wrong)
-            unreadable = {path.name for path in wrong}
-            rows = [row for row, name in enumerate(entries.file_names) if name not in unreadable]
-            entries = entries.take(rows)
+            kept = kept.keep(np.array([path not in wrong for path in paths]))
         elif wrong:
             for path, what in wrong.items():
                 problems.add("unreadable image", f"{path.name}: {what}", "Fetch it again, or pass --allow_missing.")
     problems.raise_if_any()
-    return entries, folders
+    return kept
 
 
-def _check_leak(entries: nih.Entries, splits_N: Sequence[str], method: str) -> int:
+def _folder_of(entries: nih.Entries, found: Dict[Path, List[str]]) -> np.ndarray:
+    """Return for each image the place of its folder in `found`, -1 where it is in none."""
+    import pyarrow
+    import pyarrow.compute as compute
+
+    folder_N = np.full(len(entries), -1)
+    for code, names in enumerate(found.values()):
+        there_N = compute.is_in(entries.arrow("file_name"), value_set=pyarrow.array(names, "string"))
+        folder_N[there_N.to_numpy(zero_copy_only=False)] = code
+    return folder_N
+
+
+def _check_leak(entries: nih.Entries, method: str) -> int:
     """Return how many patients are in more than one set: an error, but for a split by image."""
-    leaked = split.leaked_patients(entries.patient_ids, splits_N)
+    leaked = split.leaked_patients(entries.numbers("patient_id"), nih.distinct(entries.arrow("split"))[1])
     if leaked and method != "image":
         raise InputError(f"{len(leaked):,} patients are in more than one set (first: {leaked[0]}): a defect of ours.")
     if leaked:
@@ -236,41 +256,61 @@ def _check_leak(entries: nih.Entries, splits_N: Sequence[str], method: str) -> i
 
 def _check_output(output: Path, sources: Sequence[Path]) -> None:
     """Refuse to write over the release, or the metadata over its own report."""
-    taken = [path for path in sources if os.path.abspath(path) == os.path.abspath(output)]
+    taken = os.path.abspath(output) in map(os.path.abspath, sources) or nih.NAME_PATTERN.fullmatch(output.name)
     if taken or output.name == REPORT or output.is_dir():
         what = "a file of the release" if taken else "a folder" if output.is_dir() else "the report's name"
         raise InputError(f"--output: {output} is {what}. Name a file such as {output.parent / METADATA}.")
 
 
-def _metadata_lines(
-    entries: nih.Entries,
-    splits_N: Sequence[str],
-    folders: Dict[str, Path],
-    output: Path,
-    include_no_finding: bool,
-) -> List[str]:
-    """Return the lines of metadata.jsonl; what repeats over rows is made once."""
-    labels = [json.dumps(row) for row in nih.labels_of(entries, include_no_finding)]
-    below = {folder: _relative(folder, output) for folder in set(folders.values())}
-    text = {
-        value: json.dumps(value) for column in (entries.ages, entries.sexes, entries.views) for value in set(column)
-    }
-    columns = zip(
-        entries.file_names,
-        entries.finding_codes,
-        splits_N,
-        entries.patient_ids,
-        entries.ages,
-        entries.sexes,
-        entries.views,
-        ("null" if number is None else number for number in entries.follow_ups),
-    )
-    return [
-        f'{{"file_name": "{below[folders[name]]}{name}", "labels": {labels[code]}, "split": "{split_}", '
-        f'"patient_id": {patient}, "age": {text[age]}, "sex": {text[sex]}, "view": {text[view]}, '
-        f'"follow_up": {follow_up}}}\n'
-        for name, code, split_, patient, age, sex, view, follow_up in columns
+def _default_folder(args: argparse.Namespace, found: Dict[Path, List[str]]) -> Path:
+    """Return the folder of all images where `xrays.find_metadata` looks too; the release's where there is none."""
+    images = args.images or args.dataset_dir / "images"
+    # a link leads to images of someone else, who may have metadata of their own
+    return images if list(found) == [images] and not images.is_symlink() else args.dataset_dir
+
+
+def _write(path: Path, write: Callable[[Path, Any], None], content: Any) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, content)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}. Make it writable, or name --output.") from error
+
+
+def _metadata(entries: nih.Entries, found: Dict[Path, List[str]], output: Path, include_no_finding: bool) -> memoryview:
+    """Return the bytes of metadata.jsonl, made column by column: what repeats over rows is written once."""
+    import pyarrow.compute as compute
+
+    below = [_relative(folder, output) for folder in found]
+    rows, codes_N = entries.labels(include_no_finding)
+    parts = [
+        '{"file_name": "',
+        below[0] if len(below) == 1 else _spread(below, _folder_of(entries, found)),
+        entries.arrow("file_name"),
+        '", "labels": ',
+        _spread([json.dumps(row) for row in rows], codes_N),
+        ', "split": ',
+        _json(entries.arrow("split")),
+        ', "patient_id": ',
+        entries.arrow("patient_id").cast("string"),
     ]
+    for name in ("age", "sex", "view", "follow_up"):
+        parts += [f', "{name}": ', _json(entries.arrow(name))]
+    lines = compute.binary_join_element_wise(*parts, "}\n", "")
+    return memoryview(lines.buffers()[2])[: int(np.frombuffer(lines.buffers()[1], dtype=np.int32)[len(lines)])]
+
+
+def _json(array):
+    """Return an Arrow array's values as JSON texts."""
+    values, codes_N = nih.distinct(array)
+    return _spread([json.dumps(value) for value in values], codes_N)
+
+
+def _spread(texts: Sequence[str], codes_N: np.ndarray):
+    """Return an Arrow array of the texts that the codes point at."""
+    import pyarrow
+
+    return pyarrow.array(texts, "string").take(pyarrow.array(codes_N))
 
 
 def _relative(folder: Path, output: Path) -> str:
@@ -286,19 +326,21 @@ def _relative(folder: Path, output: Path) -> str:
     return json.dumps(prefix)[1:-1]
 
 
-def _count(entries: nih.Entries, splits_N: Sequence[str], include_no_finding: bool) -> Dict[str, Dict]:
+def _count(entries: nih.Entries, include_no_finding: bool) -> Dict[str, Dict]:
     """Return images, patients and positives by finding, for each set."""
-    rows = nih.labels_of(entries, include_no_finding)
-    pairs = Counter(zip(splits_N, entries.finding_codes))
+    rows, codes_N = entries.labels(include_no_finding)
+    split_N = np.array(entries.column("split"))
+    patients_N = entries.numbers("patient_id")
     counts = {}
     for name in split.SPLITS:
-        positives = dict.fromkeys(label_names(include_no_finding), 0)
-        for (split_, code), number in pairs.items():
-            if split_ == name:
-                for finding, present in zip(positives, rows[code]):
-                    positives[finding] += int(present) * number
-        patients = {patient for patient, split_ in zip(entries.patient_ids, splits_N) if split_ == name}
-        counts[name] = {"images": splits_N.count(name), "patients": len(patients), "positives": positives}
+        in_split_N = split_N == name
+        images_of_row = np.bincount(codes_N[in_split_N], minlength=len(rows))
+        positives = (images_of_row @ np.array(rows)).astype(int).tolist()
+        counts[name] = {
+            "images": int(in_split_N.sum()),
+            "patients": len(np.unique(patients_N[in_split_N])),
+            "positives": dict(zip(label_names(include_no_finding), positives)),
+        }
     return counts
 
 

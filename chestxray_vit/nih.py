@@ -16,7 +16,7 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from chestxray_vit.problems import InputError, Problems
 
 CSV_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 TRAIN_VAL_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
-NAME_PATTERN = re.compile(r"(\d{8})_\d{3}\.png", re.ASCII)
+NAME_PATTERN = re.compile(r"\d{8}_\d{3}\.png", re.ASCII)
+NAME_LENGTH = 16
 OLDEST = 120  # years; NIH's older files hold ages such as 411Y
 
 # What a column is called here, and the names it has in the copies of the release.
@@ -45,47 +46,41 @@ class Entries:
     """The images of a Data_Entry CSV, in its order.
 
     Attributes:
-        file_names: N names, each `########_###.png`, all different.
-        finding_cells: the distinct cells of the findings column, e.g. `Edema|Effusion`.
-        finding_codes: N indices into `finding_cells`.
-        patient_ids: N integers, the first eight digits of the names.
-        ages: N completed years, None where absurd.
-        sexes: N of `M`, `F` or None.
-        views: N of `PA`, `AP` or what the CSV says; None where empty.
-        follow_ups: N integers, None where not a number.
+        table: a pyarrow table with a row an image. `file_name`: `########_###.png`, all different; `number`: its
+            eleven digits; `findings`: a cell such as `Edema|Effusion`; `patient_id`: the first eight digits; `age`:
+            completed years, null where absurd; `sex`: `M`, `F` or null; `view`: `PA`, `AP` or what the CSV says;
+            `follow_up`: a number, null where it is none.
         notices: what was mended in reading, in words.
     """
 
-    file_names: List[str]
-    finding_cells: List[str]
-    finding_codes: List[int]
-    patient_ids: List[int]
-    ages: List[Optional[int]]
-    sexes: List[Optional[str]]
-    views: List[Optional[str]]
-    follow_ups: List[Optional[int]]
+    table: Any
     notices: Tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.file_names)
+        return self.table.num_rows
 
-    def take(self, rows: Sequence[int], notices: Sequence[str] = ()) -> Entries:
-        """Return the entries of the given rows, with more notices."""
+    def arrow(self, name: str):
+        """Return a column of the table as one Arrow array of N values."""
+        return self.table[name].combine_chunks()
 
-        def pick(column: List) -> List:
-            return [column[row] for row in rows]
+    def column(self, name: str) -> List:
+        """Return a column of the table as a list of N values."""
+        return self.table[name].to_pylist()
 
-        return Entries(
-            pick(self.file_names),
-            self.finding_cells,
-            pick(self.finding_codes),
-            pick(self.patient_ids),
-            pick(self.ages),
-            pick(self.sexes),
-            pick(self.views),
-            pick(self.follow_ups),
-            (*self.notices, *notices),
-        )
+    def numbers(self, name: str) -> np.ndarray:
+        """Return a column of whole numbers without nulls as an array of N int64."""
+        return self.table[name].to_numpy()
+
+    def keep(self, rows_N: np.ndarray, notices: Sequence[str] = ()) -> Entries:
+        """Return the entries whose place in `rows_N` (bool) is true, with more notices."""
+        import pyarrow
+
+        return Entries(self.table.filter(pyarrow.array(rows_N)), (*self.notices, *notices))
+
+    def labels(self, include_no_finding: bool = False) -> Tuple[List[List[float]], np.ndarray]:
+        """Return the N-hot rows of the distinct cells, and for each image the place of its row."""
+        cells, codes_N = distinct(self.arrow("findings"))
+        return [encode(cell.split(SEPARATOR), include_no_finding) for cell in cells], codes_N
 
 
 def find_file(dataset_dir: Path, names: Sequence[str]) -> Optional[Path]:
@@ -100,9 +95,10 @@ def read_entries(path: Path) -> Entries:
     Raises:
         InputError: every problem of the file, by kind, with lines, counts and remedies.
     """
+    import pyarrow
     from pyarrow import csv as arrow_csv
 
-    text = _read_text(path)
+    text = _read_text(path).rstrip("\r\n")
     header, width = _read_header(path, text)
     problems = Problems(path.name)
     ragged = []
@@ -111,30 +107,34 @@ def read_entries(path: Path) -> Entries:
         ragged.append((row.number, row.actual_columns))
         return "skip"
 
-    table = arrow_csv.read_csv(
-        io.BytesIO(text.rstrip("\r\n").encode()),
-        # one thread: only then does Arrow know the line of a bad row
-        read_options=arrow_csv.ReadOptions(
-            column_names=[str(place) for place in range(width)], skip_rows=1, use_threads=False, block_size=1 << 26
-        ),
-        parse_options=arrow_csv.ParseOptions(ignore_empty_lines=False, invalid_row_handler=note_ragged),
-        convert_options=arrow_csv.ConvertOptions(
-            column_types={str(place): "string" for place in range(width)}, strings_can_be_null=False
-        ),
-    )
-    if table.num_rows + len(ragged) != text.rstrip("\r\n").count("\n"):
-        for line in _broken_lines(text):
-            problems.add("line break inside a field", f"line {line}", "Expected one line an image, without quotes.")
+    names = [str(place) for place in range(width)]
+    wanted = {name: str(header.index(_alias(header, name))) for name in COLUMNS}
+    try:
+        table = arrow_csv.read_csv(
+            io.BytesIO(text.encode()),
+            # one thread: only then does Arrow know the line of a bad row
+            read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=1, use_threads=False, block_size=1 << 26),
+            parse_options=arrow_csv.ParseOptions(ignore_empty_lines=False, invalid_row_handler=note_ragged),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=[*wanted.values(), *names[len(header) :]],
+                column_types=dict.fromkeys(names, "string"),
+                strings_can_be_null=False,
+            ),
+        )
+    except pyarrow.ArrowInvalid as error:  # a field does not end where a block of the file does
+        _note_line_breaks(text, problems)
+        raise InputError(str(problems)) from error
+    if table.num_rows + len(ragged) != text.count("\n"):
+        _note_line_breaks(text, problems)
     for line, fields in ragged:
         problems.add(
             "row of another length", f"line {line} has {fields} fields, expected {width}", "Is the file whole?"
         )
     problems.raise_if_any()  # with rows skipped, the lines of all others would be told wrong
     for place in range(len(header), width):
-        if set(table[place].unique().to_pylist()) - {""}:
+        if set(table[str(place)].unique().to_pylist()) - {""}:
             problems.add("more fields than column names", f"field {place + 1} has no name", "Repair the header line.")
-    columns = {name: table[header.index(_alias(header, name))] for name in COLUMNS}
-    return _check_columns(columns, problems)
+    return _check_columns({name: table[place].combine_chunks() for name, place in wanted.items()}, problems)
 
 
 def _read_text(path: Path) -> str:
@@ -170,14 +170,17 @@ def _read_header(path: Path, text: str) -> Tuple[List[str], int]:
         if len(found) > 1:
             problems.add("doubled column", ", ".join(found), "Keep one of them.")
     problems.raise_if_any()
-    usual, _ = Counter(line.count(",") for line in rows.rstrip("\r\n").split("\n")).most_common(1)[0]
+    lines = rows.split("\n", 100)[:100]  # one odd row among the first is not the measure
+    usual, _ = Counter(line.count(",") for line in lines).most_common(1)[0]
     return header, max(usual + 1, len(header))
 
 
-def _broken_lines(text: str) -> List[int]:
-    """Return the numbers of the lines that end inside a quoted field, or hold a carriage return before their end."""
-    lines = enumerate(text.rstrip("\r\n").split("\n"), start=1)
-    return [number for number, line in lines if line.count('"') % 2 or "\r" in line.rstrip("\r")]
+def _note_line_breaks(text: str, problems: Problems) -> None:
+    """Note the lines that end inside a quoted field, or hold a carriage return before their end."""
+    lines = enumerate(text.split("\n"), start=1)
+    broken = [number for number, line in lines if line.count('"') % 2 or "\r" in line[:-1]]
+    for line in broken or ["unknown"]:
+        problems.add("line break inside a field", f"line {line}", "Expected one line an image, without quotes.")
 
 
 def _alias(header: Sequence[str], column: str) -> str:
@@ -185,63 +188,59 @@ def _alias(header: Sequence[str], column: str) -> str:
 
 
 def _check_columns(columns: Dict, problems: Problems) -> Entries:
-    """Check the columns of a CSV (Arrow string columns of equal length), and give them their types."""
-    encoded = {name: _encode(columns[name]) for name in COLUMNS if name != "file_name"}
-    file_names = columns["file_name"].to_pylist()
-    cells, finding_codes = encoded["findings"]
+    """Check the columns of a CSV (Arrow string arrays of equal length), and give them their types."""
+    import pyarrow
+
+    encoded = {name: distinct(columns[name]) for name in ("findings", "age", "sex", "view", "follow_up")}
     notices: List[str] = []
 
-    def note(column: str, kind: str, is_wrong: Callable[[str], bool], remedy: str) -> None:
-        values, codes = encoded[column]
-        for code in [code for code, value in enumerate(values) if is_wrong(value)]:
+    def note(kind: str, is_wrong: Callable[[str], bool], remedy: str) -> None:
+        cells, codes = encoded["findings"]
+        for code in [code for code, cell in enumerate(cells) if is_wrong(cell)]:
             for row in np.flatnonzero(codes == code).tolist():
-                problems.add(kind, f"line {row + 2}: {values[code]!r}", remedy)
+                problems.add(kind, f"line {row + 2}: {cells[code]!r}", remedy)
 
     known = f"Known: {', '.join(FINDINGS)}, {NO_FINDING}. Is the file UTF-8 and the spelling NIH's?"
-    note("findings", "empty findings", lambda cell: not cell, f"Write {NO_FINDING} where there is none.")
-    note("findings", "unknown finding", lambda cell: bool(cell) and bool(_unknown(cell)), known)
-    note("findings", f"{NO_FINDING} with another finding", _contradicts, f"Remove {NO_FINDING} or the other.")
-    note("patient_id", "patient id is not a number", lambda value: _number(value) is None, "Expected 1 to 30805.")
+    note("empty findings", lambda cell: not cell, f"Write {NO_FINDING} where there is none.")
+    note("unknown finding", lambda cell: bool(cell) and bool(_unknown(cell)), known)
+    note(f"{NO_FINDING} with another finding", _contradicts, f"Remove {NO_FINDING} or the other.")
+    numbers_N = _check_names(columns["file_name"], problems)
+    _check_patients(columns, numbers_N, problems)
 
-    name_ids = _ids_of_names(file_names, problems)
-    values, codes = encoded["patient_id"]
-    numbers = [_number(value) for value in values]
-    ids = np.array([-1 if number is None else number for number in numbers], dtype=np.int64)[codes]
-    for row in np.flatnonzero((ids != name_ids) & (ids >= 0) & (name_ids >= 0)).tolist():
-        example = f"line {row + 2}: {file_names[row]} has patient {ids[row]}"
-        problems.add("patient id differs from the image's name", example, "Were columns sorted apart?")
-
-    def convert(column: str, parse: Callable[[str], object], what: str) -> List:
-        values, codes = encoded[column]
+    def convert(column: str, parse: Callable[[str], object], kind: str, what: str):
+        values, codes_N = encoded[column]
         parsed = [parse(value) for value in values]
-        lost = sum(int((codes == code).sum()) for code, value in enumerate(parsed) if value is None)
+        lost = [code for code, value in enumerate(parsed) if value is None]
         if lost:
-            example = next(value for value, result in zip(values, parsed) if result is None)
-            notices.append(f"{lost:,} of {len(codes):,} rows have no usable {what} (such as {example!r}): kept as null")
-        return [parsed[code] for code in codes.tolist()]
+            count, example = int(np.isin(codes_N, lost).sum()), values[lost[0]]
+            notices.append(
+                f"{count:,} of {len(codes_N):,} rows have no usable {what} (such as {example!r}): kept as null"
+            )
+        return pyarrow.DictionaryArray.from_arrays(codes_N, pyarrow.array(parsed, type=kind))
 
-    entries = Entries(
-        file_names,
-        cells,
-        finding_codes.tolist(),
-        ids.tolist(),
-        convert("age", parse_age, "age"),
-        convert("sex", lambda value: value if value in ("M", "F") else None, "sex"),
-        convert("view", lambda value: value or None, "view"),
-        convert("follow_up", _number, "follow-up number"),
-        tuple(notices),
+    table = pyarrow.table(
+        {
+            "file_name": columns["file_name"],
+            "number": numbers_N,
+            "findings": pyarrow.DictionaryArray.from_arrays(encoded["findings"][1], encoded["findings"][0]),
+            "patient_id": numbers_N // 1000,
+            "age": convert("age", parse_age, "int64", "age"),
+            "sex": convert("sex", lambda value: value if value in ("M", "F") else None, "string", "sex"),
+            "view": convert("view", lambda value: value or None, "string", "view"),
+            "follow_up": convert("follow_up", _number, "int64", "follow-up number"),
+        }
     )
-    return _merge_doubled(entries, problems)
+    return _merge_doubled(Entries(table, tuple(notices)), problems)
 
 
-def _encode(column) -> Tuple[List[str], np.ndarray]:
-    """Return the distinct values of an Arrow column, and for each row the place of its value."""
-    encoded = column.combine_chunks().dictionary_encode()
+def distinct(array) -> Tuple[List, np.ndarray]:
+    """Return the distinct values of an Arrow array, null being one, and for each row the place of its value."""
+    encoded = array if hasattr(array, "dictionary") else array.dictionary_encode("encode")
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
 def _number(text: str) -> Optional[int]:
-    return int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else None
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
 
 
 def _unknown(cell: str) -> Set[str]:
@@ -252,42 +251,73 @@ def _contradicts(cell: str) -> bool:
     return NO_FINDING in cell.split(SEPARATOR) and cell != NO_FINDING
 
 
-def _ids_of_names(file_names: Sequence[str], problems: Problems) -> np.ndarray:
-    """Return the patient id in each name, -1 for a name that is not NIH's."""
-    if re.fullmatch(r"(?:\d{8}_\d{3}\.png\n)*", "\n".join(file_names) + "\n", re.ASCII):  # all at once: 10x faster
-        return np.array([name[:8] for name in file_names], dtype=np.int64)
-    ids = np.full(len(file_names), -1, dtype=np.int64)
-    for row, name in enumerate(file_names):
-        match = NAME_PATTERN.fullmatch(name)
-        if match:
-            ids[row] = int(match.group(1))
-        else:
-            remedy = "Expected eight digits, _, three digits, .png: a name in the images' folder."
-            problems.add("image name is not NIH's", f"line {row + 2}: {name!r}", remedy)
-    return ids
+def numbers_of(names) -> np.ndarray:
+    """Return the eleven digits of each name (an Arrow string array) as a number, -1 where a name is not NIH's.
+
+    The bytes of all names are looked at together: a regular expression for each would take as long as the reading.
+    """
+    import pyarrow.compute as compute
+
+    if len(names) and compute.all(compute.equal(compute.binary_length(names), NAME_LENGTH)).as_py():
+        first = np.frombuffer(names.buffers()[1], dtype=np.int32)[names.offset]
+        size = NAME_LENGTH * len(names)
+        bytes_NB = np.frombuffer(names.buffers()[2], dtype=np.uint8, count=size, offset=first).reshape(-1, NAME_LENGTH)
+        digits_ND = np.delete(bytes_NB[:, :12], 8, axis=1) - np.uint8(ord("0"))
+        rest_N = (bytes_NB[:, [8, 12, 13, 14, 15]] == np.frombuffer(b"_.png", dtype=np.uint8)).all(axis=1)
+        whole_N = rest_N & (digits_ND <= 9).all(axis=1)
+        return np.where(whole_N, digits_ND @ 10 ** np.arange(10, -1, -1), -1)
+    matches = [NAME_PATTERN.fullmatch(name) for name in names.to_pylist()]
+    return np.array([int(match[0][:8] + match[0][9:12]) if match else -1 for match in matches], dtype=np.int64)
+
+
+def _check_names(names, problems: Problems) -> np.ndarray:
+    numbers_N = numbers_of(names)
+    for row in np.flatnonzero(numbers_N < 0).tolist():
+        remedy = "Expected eight digits, _, three digits, .png: a name in the images' folder."
+        problems.add("image name is not NIH's", f"line {row + 2}: {names[row].as_py()!r}", remedy)
+    return numbers_N
+
+
+def _check_patients(columns: Dict, numbers_N: np.ndarray, problems: Problems) -> None:
+    """Refuse patient ids that are no number, or differ from the image's name."""
+    import pyarrow.compute as compute
+
+    texts = columns["patient_id"]
+    # Arrow takes 0x4 for a number, `_number` does not
+    plain = (
+        compute.all(compute.ascii_is_decimal(texts)).as_py() and compute.max(compute.binary_length(texts)).as_py() < 10
+    )
+    if plain and np.array_equal(texts.cast("int64").to_numpy(), numbers_N // 1000):
+        return
+    for row, text in enumerate(texts.to_pylist()):
+        if _number(text) is None:
+            problems.add("patient id is not a number", f"line {row + 2}: {text!r}", "Expected 1 to 30805.")
+        elif numbers_N[row] >= 0 and int(text) != numbers_N[row] // 1000:
+            example = f"line {row + 2}: {columns['file_name'][row]} has patient {int(text)}"
+            problems.add("patient id differs from the image's name", example, "Were columns sorted apart?")
 
 
 def _merge_doubled(entries: Entries, problems: Problems) -> Entries:
     """Keep one of the rows of an image that agree; refuse rows that contradict each other."""
-    if len(set(entries.file_names)) == len(entries):
+    ordered = np.sort(entries.numbers("number"))
+    if (ordered[1:] != ordered[:-1]).all():
         problems.raise_if_any()
         return entries
     first_row: Dict[str, int] = {}
-    kept = []
-    columns = (entries.ages, entries.sexes, entries.views, entries.follow_ups)
-    for row, name in enumerate(entries.file_names):
+    first_N = np.ones(len(entries), dtype=bool)
+    facts = list(zip(*(entries.column(name) for name in ("age", "sex", "view", "follow_up"))))
+    cells = entries.column("findings")
+    for row, name in enumerate(entries.column("file_name")):
         first = first_row.setdefault(name, row)
         if first == row:
-            kept.append(row)
             continue
-        cells = (set(entries.finding_cells[entries.finding_codes[place]].split(SEPARATOR)) for place in (first, row))
-        same_findings = next(cells) == next(cells)
-        if not same_findings or any(column[first] != column[row] for column in columns):
+        first_N[row] = False
+        if facts[first] != facts[row] or set(cells[first].split(SEPARATOR)) != set(cells[row].split(SEPARATOR)):
             example = f"{name} on lines {first + 2} and {row + 2}"
             problems.add("rows of one image contradict each other", example, "Keep the right one.")
     problems.raise_if_any()
-    doubled = len(entries) - len(kept)
-    return entries.take(kept, [f"{doubled:,} doubled rows agree with the first of their image: merged"])
+    doubled = len(entries) - int(first_N.sum())
+    return entries.keep(first_N, [f"{doubled:,} doubled rows agree with the first of their image: merged"])
 
 
 def parse_age(text: str) -> Optional[int]:
@@ -299,31 +329,34 @@ def parse_age(text: str) -> Optional[int]:
     return years if years <= OLDEST else None
 
 
-def labels_of(entries: Entries, include_no_finding: bool = False) -> List[List[float]]:
-    """Return the N-hot row of each distinct cell, in the order of `entries.finding_cells`."""
-    return [encode(cell.split(SEPARATOR), include_no_finding) for cell in entries.finding_cells]
+def read_test_list(train_val_list: Path, test_list: Path, entries: Entries) -> np.ndarray:
+    """Read NIH's two lists and tell for each image of the CSV whether it is in the test list.
 
-
-def read_test_names(train_val_list: Path, test_list: Path, file_names: Sequence[str]) -> Set[str]:
-    """Read NIH's two lists and return the names of the test images.
+    Returns:
+        N bool.
 
     Raises:
         InputError: the lists overlap, name an image that the CSV has not, or leave one of its images out.
     """
-    train_val, test = (set(_read_text(path).split()) for path in (train_val_list, test_list))
-    known = set(file_names)
+    import pyarrow
+
+    train_val, test = (_read_text(path).split() for path in (train_val_list, test_list))
+    train_val_numbers, test_numbers = (numbers_of(pyarrow.array(names, "string")) for names in (train_val, test))
+    numbers_N = entries.numbers("number")
+    if not np.array_equal(np.sort(np.concatenate([train_val_numbers, test_numbers])), np.sort(numbers_N)):
+        _compare_lists(train_val_list, test_list, set(train_val), set(test), set(entries.column("file_name")))
+    return np.isin(numbers_N, test_numbers)
+
+
+def _compare_lists(train_val_list: Path, test_list: Path, train_val: Set[str], test: Set[str], known: Set[str]) -> None:
     problems = Problems(f"{train_val_list.name} and {test_list.name}")
+    unknown, missing = (train_val | test) - known, known - train_val - test
     groups = (
         ("image in both lists", train_val & test, "Each image belongs to one list."),
-        (
-            "image that the CSV has not",
-            (train_val | test) - known,
-            "Use the CSV that the lists belong to, or --split patient.",
-        ),
-        ("image of the CSV in neither list", known - train_val - test, "Use NIH's whole lists, or --split patient."),
+        ("image that the CSV has not", unknown, "Use the CSV that the lists belong to, or --split patient."),
+        ("image of the CSV in neither list", missing, "Use NIH's whole lists, or --split patient."),
     )
     for kind, names, remedy in groups:
         for name in sorted(names):
             problems.add(kind, repr(name), remedy)
     problems.raise_if_any()
-    return test

@@ -21,6 +21,7 @@ from typing import Callable, Dict, Iterable, List, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
+from chestxray_vit import __version__
 from chestxray_vit.files import PathLike, write_text
 from chestxray_vit.findings import FINDINGS, NO_FINDING, SEPARATOR
 from chestxray_vit.problems import InputError
@@ -33,29 +34,30 @@ MIN_SIZE, MAX_SIZE = 64, 1024
 # 2 of 9 patients are test; 27 give 6: five that share the 14 findings among them, and one without any.
 MIN_PATIENTS = 27
 TEST_OF_NINE = 2
-README = """Drawn by chestxray_vit.phantom {version} (num_patients={num_patients}, image_size={image_size}, seed={seed}).
+README = """Drawn by chestxray_vit.phantom {version}
+with num_patients={num_patients}, image_size={image_size}, seed={seed}.
 
 These images are synthetic. They show no person and come from no hospital. The files have the formats of NIH
 ChestX-ray14, so that the software can be tried out; they must not be used for anything else.
 """
 
-# Share of patients who ever have the finding. NIH's order of frequency; the rare ones are raised until each split of
-# a small release holds both classes.
+# Share of patients who ever have the finding. Near NIH's, but the rare ones are raised until each split of a small
+# release holds both classes: at 667 patients every finding has 4 to 16 % of the images.
 RATES: Dict[str, float] = {
-    "Atelectasis": 0.11,
+    "Atelectasis": 0.14,
     "Cardiomegaly": 0.09,
-    "Effusion": 0.12,
+    "Effusion": 0.13,
     "Infiltration": 0.20,
-    "Mass": 0.10,
+    "Mass": 0.11,
     "Nodule": 0.11,
     "Pneumonia": 0.07,
     "Pneumothorax": 0.085,
-    "Consolidation": 0.09,
+    "Consolidation": 0.12,
     "Edema": 0.08,
-    "Emphysema": 0.08,
+    "Emphysema": 0.10,
     "Fibrosis": 0.09,
     "Pleural_Thickening": 0.095,
-    "Hernia": 0.085,
+    "Hernia": 0.11,
 }
 # What a finding brings along in the same study, after the co-occurrence in Data_Entry_2017_v2020.csv.
 COMPANIONS: Tuple[Tuple[str, str, float], ...] = (
@@ -83,6 +85,7 @@ ORIGINALS = (
 )
 # Streams of random numbers: one each for labels, body, study, sign and split, so that none depends on another.
 LABELS, BODY, STUDY, SIGN, SPLIT = 1, 2, 3, 4, 5
+Span = Tuple[float, float]
 
 
 def _edge(depth_HW: np.ndarray, width: float) -> np.ndarray:
@@ -110,7 +113,7 @@ class Chest:
         self.heart = body.uniform(0.39, 0.45) * (1.12 if supine else 1.0)  # the cardiothoracic ratio
         self.rib_spacing, self.rib_phase = body.uniform(0.075, 0.092), body.uniform()
         self.fat = body.uniform(0, 1)
-        self.vessel_phases = body.uniform(0, 6.28, 4)
+        self.vessel_phases = body.uniform(0, 6.28, 2)
         self.knob = body.uniform(0.05, 0.08)
         # The film: position, breath, exposure.
         zoom = study.uniform(0.97, 1.03)
@@ -120,6 +123,7 @@ class Chest:
         self.gain, self.gamma = study.uniform(0.9, 1.1), study.uniform(0.85, 1.2) - 0.1 * supine
         self.lung = study.uniform(0.17, 0.23) + 0.04 * supine
         self.stomach = study.uniform() < 0.5
+        self.drift = study.normal(0, 0.025, 2)  # how far breath and posture move a sign
         self.waves = study.uniform(-1, 1, (3, 4))
         self.grain = study
         x_1W, y_H1 = _grid(size)
@@ -152,19 +156,16 @@ class Chest:
         """Return a soft round shadow of height 1."""
         return np.exp(-((self.x - x) ** 2 + ((self.y - y) / tall) ** 2) * np.float32(1 / radius**2))
 
-    def disc(self, x: float, y: float, radius: float) -> np.ndarray:
-        """Return a round shadow of height 1 with a clear margin."""
-        return _edge(radius - np.hypot(self.x - x, self.y - y), max(0.02, 1 / self.size))
-
     def line(self, distance_HW: np.ndarray, width: float) -> np.ndarray:
         """Return a bright line where the distance is 0, never thinner than a pixel."""
         width = max(width, 0.8 / self.size)
         return np.clip(1 - np.abs(distance_HW) * np.float32(1 / width), 0, 1)
 
-    def place(self, rng: np.random.Generator, side: int, across: Sequence[float], down: Sequence[float]):
+    def place(self, rng: np.random.Generator, side: int, across: Span, down: Span) -> Tuple[float, float]:
         """Return a random x, y in one lung: `across` from midline to wall, `down` from apex to diaphragm."""
         height = self.base[side] - self.top
-        return side * self.width * rng.uniform(*across), self.top + height * rng.uniform(*down)
+        x, y = side * self.width * rng.uniform(*across), self.top + height * rng.uniform(*down)
+        return x + self.drift[0], y + self.drift[1]
 
     def expose(self) -> np.ndarray:
         """Put anatomy and signs on the film; return 8-bit grey of shape (H, W)."""
@@ -191,25 +192,25 @@ class Chest:
         out_HW, down_HW = np.abs(x) - np.float32(hilum_x), y - np.float32(hilum_y)
         far_HW, angle_HW = np.hypot(out_HW, down_HW), np.arctan2(down_HW, out_HW)
         phase_HW = np.where(x < 0, self.vessel_phases[0], self.vessel_phases[1]).astype(np.float32)
-        branches_HW = np.clip(
-            np.sin(angle_HW * 8 + phase_HW + 2.5 * np.sin(30 * far_HW + phase_HW)), 0, 1
-        ) ** 2 * np.exp(-6 * far_HW)
+        wind_HW = 8 * angle_HW + phase_HW + 2.5 * np.sin(30 * far_HW + phase_HW)
+        branches_HW = np.clip(np.sin(wind_HW), 0, 1) ** 2 * np.exp(-6 * far_HW) * np.clip(20 * far_HW, 0, 1)
         marks_HW = 0.13 * branches_HW + 0.16 * np.exp(-((far_HW / 0.05) ** 2))
         film_HW += lung_HW * (self.lung + self.vessels * marks_HW + self.in_lung - film_HW)
         arch_HW = (y + 0.10 * (u - 0.35) ** 2 - 0.10 * u) * np.float32(6.28 / self.rib_spacing)
         ribs_HW = np.clip(np.sin(arch_HW + np.float32(6.28 * self.rib_phase)) * 1.5 - 0.3, 0, 1)
         film_HW += 0.075 * ribs_HW * chest_HW * _edge(above + 0.03, 0.1)
-        collar_HW = self.line(y - self.top - 0.10 + 0.11 * u, 0.02) * (u > 0.12) * (u < 1.1)
+        collar_HW = self.line(y - self.top - 0.10 + 0.11 * u, 0.02) * _edge(u - 0.15, 0.1) * _edge(1.05 - u, 0.15)
         film_HW += 0.12 * collar_HW
         if self.sex == "F":
             breast_HW = np.hypot(np.abs(x) - 0.55 * self.width, y - base + 0.09) - 0.17
-            film_HW += body_HW * 0.07 * _edge(-breast_HW, 0.03) * (y > base - 0.12)
+            film_HW += body_HW * 0.07 * _edge(-breast_HW, 0.03) * _edge(y - base + 0.10, 0.12)
         film_HW += self.over
         for fx, fy, start, height in self.waves.astype(np.float32):  # folds, clothes, scatter
             film_HW += 0.02 * height * np.sin(12 * fx * x + 12 * fy * y + 3.14 * start)
-        # The film's curve, a side marker, and quantum noise.
+        # The film's curve, a side marker (an L on the left), and quantum noise.
         film_HW = np.tanh(1.15 * self.gain * np.clip(film_HW, 0.01, None)) ** np.float32(self.gamma)
-        film_HW += 0.6 * (np.abs(x - 0.44) < 0.012) * (np.abs(y - 0.05) < 0.02)
+        stroke_HW = np.maximum(_edge(0.006 - np.abs(x - 0.43), 0.01), _edge(0.005 - np.abs(y - 0.065), 0.01))
+        film_HW += 0.5 * stroke_HW * _edge(0.013 - np.abs(x - 0.436), 0.01) * _edge(0.02 - np.abs(y - 0.05), 0.01)
         film_HW += np.float32(0.016) * self.grain.standard_normal(x.shape, dtype=np.float32)
         return np.rint(np.clip(film_HW, 0, 1) * 255).astype(np.uint8)
 
@@ -231,9 +232,10 @@ def _draw_cardiomegaly(chest: Chest, rng: np.random.Generator, grade: float) -> 
 
 def _draw_effusion(chest: Chest, rng: np.random.Generator, grade: float) -> None:
     """Blunted costophrenic angle: fluid with a meniscus that climbs the lateral wall."""
-    side, depth = rng.choice([-1, 1]), rng.uniform(0.06, 0.16) * grade
-    fluid_HW = _edge(depth - (chest.base[side] + chest.dome * 0.4 - chest.y) + 0.14 * chest.u**3, 0.03)
-    chest.in_lung += 0.5 * fluid_HW * chest.side(side)
+    first, both = rng.choice([-1, 1]), rng.random() < 0.4
+    for side in (first, -first)[: 1 + both]:
+        rise_HW = chest.y - chest.base[side] - 0.4 * chest.dome + 0.14 * chest.u**3
+        chest.in_lung += 0.5 * _edge(rng.uniform(0.06, 0.16) * grade + rise_HW, 0.03) * chest.side(side)
 
 
 def _draw_infiltration(chest: Chest, rng: np.random.Generator, grade: float) -> None:
@@ -246,7 +248,7 @@ def _draw_infiltration(chest: Chest, rng: np.random.Generator, grade: float) -> 
 
 def _draw_mass(chest: Chest, rng: np.random.Generator, grade: float) -> None:
     """One lobulated opacity of more than 3 cm (a thorax is about 30 cm wide)."""
-    x, y = chest.place(rng, rng.choice([-1, 1]), (0.5, 0.7), (0.25, 0.65))
+    x, y = chest.place(rng, rng.choice([-1, 1]), (0.5, 0.65), (0.3, 0.6))
     angle_HW, radius = np.arctan2(chest.y - y, chest.x - x), rng.uniform(0.065, 0.09) * grade
     lobes_HW = radius * (1 + 0.10 * np.sin(3 * angle_HW + rng.uniform(0, 6)) + 0.05 * np.sin(7 * angle_HW))
     chest.in_lung += 0.42 * _edge(lobes_HW - np.hypot(chest.x - x, chest.y - y), 0.035)
@@ -254,9 +256,10 @@ def _draw_mass(chest: Chest, rng: np.random.Generator, grade: float) -> None:
 
 def _draw_nodule(chest: Chest, rng: np.random.Generator, grade: float) -> None:
     """A few round opacities of less than 3 cm."""
-    for _ in range(rng.integers(2, 5)):
-        x, y = chest.place(rng, rng.choice([-1, 1]), (0.45, 0.8), (0.25, 0.75))
-        chest.in_lung += 0.5 * chest.disc(x, y, rng.uniform(0.026, 0.036) * grade)
+    for _ in range(rng.integers(2, 6)):
+        x, y = chest.place(rng, rng.choice([-1, 1]), (0.45, 0.75), (0.3, 0.7))
+        radius = rng.uniform(0.026, 0.036) * grade
+        chest.in_lung += 0.55 * _edge(radius - np.hypot(chest.x - x, chest.y - y), 0.02)
 
 
 def _draw_pneumonia(chest: Chest, rng: np.random.Generator, grade: float) -> None:
@@ -264,7 +267,7 @@ def _draw_pneumonia(chest: Chest, rng: np.random.Generator, grade: float) -> Non
     side = rng.choice([-1, 1])
     for _ in range(6):
         x, y = chest.place(rng, side, (0.5, 0.9), (0.65, 0.9))
-        chest.in_lung += 0.17 * grade * chest.blob(x, y, rng.uniform(0.03, 0.08), rng.uniform(0.6, 1.2))
+        chest.in_lung += 0.21 * grade * chest.blob(x, y, rng.uniform(0.03, 0.08), rng.uniform(0.6, 1.2))
 
 
 def _draw_pneumothorax(chest: Chest, rng: np.random.Generator, grade: float) -> None:
@@ -315,7 +318,7 @@ def _draw_fibrosis(chest: Chest, rng: np.random.Generator, grade: float) -> None
     b_HW = chest.y * 0.9 - chest.x * 0.5 + 0.012 * np.sin(37 * chest.x + rng.uniform(0, 6))
     net_HW = np.abs(np.sin(a_HW * np.float32(3.14 / period)) * np.sin(b_HW * np.float32(3.14 / period)))
     low_HW = np.clip(1.2 - chest.above() * 5, 0, 1)
-    chest.in_lung += low_HW * grade * (0.30 * (1 - net_HW) ** 3 + 0.04)
+    chest.in_lung += low_HW * grade * (0.36 * (1 - net_HW) ** 3 + 0.07)
 
 
 def _draw_pleural_thickening(chest: Chest, rng: np.random.Generator, grade: float) -> None:
@@ -328,10 +331,10 @@ def _draw_pleural_thickening(chest: Chest, rng: np.random.Generator, grade: floa
 
 def _draw_hernia(chest: Chest, rng: np.random.Generator, grade: float) -> None:
     """Round shadow behind the heart, with a level of fluid below air."""
-    x, y = rng.uniform(0.03, 0.07), chest.base[1] - rng.uniform(0.06, 0.08)
-    pouch_HW = np.float32(0.1 * grade) - np.hypot(chest.x - x, 1.1 * (chest.y - y))
+    x, y = rng.uniform(0.03, 0.06) + 0.5 * chest.drift[0], chest.base[1] - rng.uniform(0.06, 0.08)
+    pouch_HW = np.float32(0.11 * grade) - np.hypot(chest.x - x, 1.1 * (chest.y - y))
     air_HW = _edge(pouch_HW - 0.01, 0.02) * _edge(y + 0.015 - chest.y, 0.012)
-    chest.over += 0.2 * _edge(pouch_HW, 0.02) * (1 - air_HW) - 0.35 * air_HW
+    chest.over += 0.25 * _edge(pouch_HW, 0.02) * (1 - air_HW) - 0.4 * air_HW
 
 
 SIGNS: Dict[str, Callable[[Chest, np.random.Generator, float], None]] = {
@@ -446,8 +449,6 @@ def draw_release(directory: PathLike, num_patients: int = 667, image_size: int =
     Raises:
         InputError: a size, number or seed out of range, or a directory that holds a release.
     """
-    from chestxray_vit import __version__
-
     directory = Path(directory)
     _check(directory, num_patients, image_size, seed)
     rngs = [np.random.default_rng([seed, LABELS, patient_id]) for patient_id in range(1, num_patients + 1)]
@@ -472,7 +473,7 @@ def draw_release(directory: PathLike, num_patients: int = 667, image_size: int =
                 age = min(95, age + int(rng.random() < 0.3))
                 name = f"{patient_id:08d}_{study:03d}.png"
                 image_HW = draw_xray(present, patient_id, study, sex, view, image_size, seed)
-                Image.fromarray(image_HW).save(aside / name, compress_level=6)
+                Image.fromarray(image_HW).save(aside / name, compress_level=1)
                 cell = SEPARATOR.join(sorted(present)) or NO_FINDING
                 rows.append(f"{name},{cell},{study},{patient_id},{age},{sex},{view},{original}")
                 lists[in_test[patient_id - 1]].append(name)

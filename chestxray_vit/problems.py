@@ -64,7 +64,8 @@ def reported(main: Callable[[Optional[Sequence[str]]], int]) -> Callable[..., in
     @functools.wraps(main)
     def stage(argv: Optional[Sequence[str]] = None) -> int:
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
-        logging.getLogger("chestxray_vit").setLevel(logging.INFO)  # our summary lines, not other libraries'
+        for ours in ("chestxray_vit", "__main__"):  # a stage run by `python -m` logs as __main__
+            logging.getLogger(ours).setLevel(logging.INFO)
         try:
             return main(argv)
         except InputError as error:

@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Optional
 from chestxray_vit.files import sha256, write_json, write_text
 from chestxray_vit.findings import FINDINGS
 from chestxray_vit.problems import InputError
-from chestxray_vit.xrays import METADATA
+from chestxray_vit.xrays import METADATA, find_metadata
 
 CONFIG = "train_config.json"
 
@@ -30,8 +30,11 @@ def check_free(output_dir: str, overwrite: bool) -> None:
 
 def data_facts(dataset_dir: str, num_images: Dict[str, int]) -> Dict[str, Any]:
     """Return what a run was trained on: the fingerprint of the metadata and the images of each split."""
-    path = Path(dataset_dir)
-    return {"name": path.resolve().name, METADATA: sha256(path / METADATA), "images": num_images}
+    return {
+        "name": Path(dataset_dir).resolve().name,
+        METADATA: sha256(find_metadata(dataset_dir)),
+        "images": num_images,
+    }
 
 
 def write_run(
@@ -63,7 +66,9 @@ def write_run(
             write_json(Path(aside, "ipu_config.json"), ipu_config)
         draw_loss(state.log_history, Path(aside, "loss.png"))
         write_text(Path(aside, "README.md"), model_card(target.resolve().name, config, metrics))
+        mode = Path(aside, "README.md").stat().st_mode  # as umask says; safetensors writes for its owner alone
         for path in sorted(Path(aside).iterdir()):
+            path.chmod(mode)
             os.replace(path, target / path.name)
     write_json(target / CONFIG, json.loads(json.dumps(config, default=str)))
 

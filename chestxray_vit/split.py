@@ -9,7 +9,7 @@ N images, P patients."""
 
 from __future__ import annotations
 
-from typing import Collection, Dict, Hashable, Iterable, List, Optional, Sequence
+from typing import Collection, Dict, Iterable, List, Optional, Sequence
 
 import numpy as np
 
@@ -69,10 +69,10 @@ def _mix(x_P: np.ndarray) -> np.ndarray:
     return x_P ^ (x_P >> np.uint64(31))
 
 
-def leaked_patients(patients_N: Sequence[Hashable], splits_N: Sequence[str]) -> List[Hashable]:
+def leaked_patients(patients_N: Sequence, splits_N: Sequence) -> List:
     """Return the patients whose images are in more than one set, sorted; an empty list proves the sets disjoint."""
-    patients_of = {name: set() for name in SPLITS}
-    for patient, split in set(zip(patients_N, splits_N)):
-        patients_of[split].add(patient)
-    train, validation, test = (patients_of[name] for name in SPLITS)
-    return sorted((train & validation) | (train & test) | (validation & test))
+    patients, patient_N = np.unique(np.asarray(patients_N), return_inverse=True)
+    splits, split_N = np.unique(np.asarray(splits_N), return_inverse=True)
+    seen = np.zeros((len(patients), len(splits)), dtype=bool)
+    seen[patient_N, split_N] = True
+    return patients[seen.sum(axis=1) > 1].tolist()

@@ -231,13 +231,13 @@ def _announce(num_images: int, args, num_processes: int, device: str, model) -> 
     if num_processes > 1:
         parts += f" x {num_processes} processes"
     logger.info(
-        "%s: %s training images, %g epochs, %s images an update (%s), ViT of %.1f million parameters",
+        "%s: %s training images, %s, %s images an update (%s), ViT of %s parameters",
         device,
         f"{num_images:,}",
-        args.num_train_epochs,
+        f"{args.max_steps:,} updates" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs",
         batch,
         parts,
-        sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        f"{sum(parameter.numel() for parameter in model.parameters()):,}",
     )
 
 

@@ -31,7 +31,7 @@ def load_xrays(dataset_dir: str | Path, split: Optional[str] = None) -> datasets
     """Open an ingested folder, row for row what ImageFolder gives.
 
     Args:
-        dataset_dir: holds metadata.jsonl as `ingest` wrote it, above the images.
+        dataset_dir: the ingested release, or the folder of its metadata.jsonl.
         split: `train`, `validation` or `test`; None for all rows.
 
     Returns:
@@ -44,14 +44,14 @@ def load_xrays(dataset_dir: str | Path, split: Optional[str] = None) -> datasets
     import pyarrow
     import pyarrow.compute as compute
 
-    path = Path(dataset_dir) / METADATA
+    path = find_metadata(dataset_dir)
     table = _read_metadata(path)
     num_labels = _check_metadata(path, table)
     if split is not None:
         table = table.filter(compute.equal(table["split"], split))
         if not table.num_rows:
             raise InputError(f"{path}: no image in the {split} split. Ingest with other lists or --val_fraction.")
-    _check_presence(Path(dataset_dir), table["file_name"].to_pylist())
+    _check_presence(path.parent, table["file_name"].to_pylist())
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -67,10 +67,29 @@ def load_xrays(dataset_dir: str | Path, split: Optional[str] = None) -> datasets
     )
     # Arrow arrays, not lists: `datasets` then converts columns, not 112,120 rows one by one (1 s against 4 s)
     columns = {name: table[name].combine_chunks() for name in list(features)[2:]}
-    columns["image"] = compute.binary_join_element_wise(str(dataset_dir), columns["file_name"], os.sep)
+    columns["image"] = compute.binary_join_element_wise(str(path.parent), columns["file_name"], os.sep)
     labels = pyarrow.array(_labels(table).astype(np.float32).ravel())
     columns["labels"] = pyarrow.FixedSizeListArray.from_arrays(labels, num_labels)
     return datasets.Dataset.from_dict({name: columns[name] for name in features}, features=features)
+
+
+def find_metadata(dataset_dir: str | Path) -> Path:
+    """Return the metadata.jsonl of an ingested release: in its folder, or beside the images in `images/`.
+
+    Where `images/` is a link, the metadata beside the images may be another's: that in the folder is taken.
+
+    Raises:
+        InputError: there is none, or one in each.
+    """
+    places = [Path(dataset_dir, METADATA), Path(dataset_dir, "images", METADATA)]
+    found = [path for path in places if path.is_file()]
+    if not found:
+        raise InputError(
+            f"{places[0]} and {places[1]}: no such file. First: python -m chestxray_vit.ingest {dataset_dir}"
+        )
+    if len(found) > 1 and not places[1].parent.is_symlink():
+        raise InputError(f"{found[0]} and {found[1]} are both there. Name the folder of one, or remove the older.")
+    return found[0]
 
 
 def _read_metadata(path: Path):
@@ -86,11 +105,14 @@ def _read_metadata(path: Path):
             read_options=arrow_json.ReadOptions(block_size=1 << 26),  # above any line; the default splits lines
             parse_options=arrow_json.ParseOptions(explicit_schema=pyarrow.schema(fields)),
         )
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file. First: python -m chestxray_vit.ingest {path.parent}") from error
     except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path}: {error}. Ingest again: python -m chestxray_vit.ingest {path.parent}") from error
+        raise InputError(f"{path}: {error}. {_remedy(path)}") from error
     return table
+
+
+def _remedy(path: Path) -> str:
+    release = path.parent.parent if path.parent.name == "images" else path.parent
+    return f"Ingest again: python -m chestxray_vit.ingest {release}"
 
 
 def _labels(table) -> np.ndarray:
@@ -102,7 +124,7 @@ def _check_metadata(path: Path, table) -> int:
     import pyarrow.compute as compute
 
     problems = Problems(str(path))
-    remedy = f"Ingest again: python -m chestxray_vit.ingest {path.parent}"
+    remedy = _remedy(path)
     for name in ("file_name", "labels", "split", "patient_id"):
         if table[name].null_count:
             row = compute.index(table[name].is_null(), True).as_py()

@@ -38,31 +38,38 @@ def put(path, data=None):
 # find_images
 
 
+def found(*folders):
+    return {folder: sorted(names) for folder, names in find_images(*folders).items()}
+
+
 def test_images_in_one_folder(tmp_path):
     put(tmp_path / "images" / A), put(tmp_path / "images" / B)
-    assert find_images(tmp_path) == {A: tmp_path / "images", B: tmp_path / "images"}
+    assert found(tmp_path) == {tmp_path / "images": [A, B]}
 
 
 def test_images_in_the_kaggle_mirrors_folders(tmp_path):
     put(tmp_path / "images_001" / "images" / A), put(tmp_path / "images_012" / "images" / B)
     put(tmp_path / "images_old" / "images" / C), put(tmp_path / "images_002" / D)
-    assert find_images(tmp_path) == {
-        A: tmp_path / "images_001" / "images",
-        B: tmp_path / "images_012" / "images",
-    }
+    (tmp_path / "images_003" / "images").mkdir(parents=True)  # no image in it
+    assert list(found(tmp_path).items()) == [
+        (tmp_path / "images_001" / "images", [A]),
+        (tmp_path / "images_012" / "images", [B]),
+    ]
 
 
 def test_an_image_in_two_folders_counts_once(tmp_path):
     put(tmp_path / "images_002" / "images" / A), put(tmp_path / "images_001" / "images" / A)
-    assert find_images(tmp_path) == {A: tmp_path / "images_001" / "images"}
+    assert found(tmp_path) == {tmp_path / "images_001" / "images": [A]}
+    put(tmp_path / "images_002" / "images" / B)
+    assert found(tmp_path) == {tmp_path / "images_001" / "images": [A], tmp_path / "images_002" / "images": [B]}
     put(tmp_path / "images" / A)
-    assert find_images(tmp_path) == {A: tmp_path / "images"}
+    assert found(tmp_path) == {tmp_path / "images": [A], tmp_path / "images_002" / "images": [B]}
 
 
 def test_images_in_a_named_folder(tmp_path):
     put(tmp_path / "images" / A), put(tmp_path / "others [1]*" / B)
     folder = tmp_path / "others [1]*"
-    assert find_images(tmp_path, folder) == {B: folder}
+    assert found(tmp_path, folder) == {folder: [B]}
 
 
 def test_junk_is_ignored(tmp_path):
@@ -76,7 +83,9 @@ def test_junk_is_ignored(tmp_path):
     os.mkfifo(images / C)
     (images / D).symlink_to(images / "nowhere.png")
     (images / "00000001_004.png").symlink_to(images / "00000001_004.png")  # a link to itself
-    assert find_images(tmp_path) == {A: images}
+    assert found(tmp_path) == {images: [A]}
+    (images / A).unlink()
+    assert found(tmp_path) == {}
 
 
 def test_links_to_images_count(tmp_path):
@@ -85,7 +94,7 @@ def test_links_to_images_count(tmp_path):
     (tmp_path / "images" / A).symlink_to(real)
     (tmp_path / "images_001").mkdir()
     (tmp_path / "images_001" / "images").symlink_to(put(tmp_path / "far" / B).parent)
-    assert find_images(tmp_path) == {A: tmp_path / "images", B: tmp_path / "images_001" / "images"}
+    assert found(tmp_path) == {tmp_path / "images": [A], tmp_path / "images_001" / "images": [B]}
 
 
 def test_no_image_folder(tmp_path):
@@ -353,11 +362,21 @@ def test_archives_before_the_refused_one_are_kept(release):
     assert sorted(os.listdir(release / "images")) == [A, B]
 
 
-@pytest.mark.parametrize("spoil", [lambda images: images.write_text("a file"), lambda images: (images / A).mkdir()])
-def test_no_place_to_unpack_into(release, spoil):
-    if spoil.__code__.co_names[0] == "mkdir":
-        (release / "images").mkdir()
-    spoil(release / "images")
+def test_no_place_to_unpack_into(release):
     put(release / "images_001.tar.gz", gzip.compress(WHOLE))
-    with pytest.raises(InputError, match=f"^images_001.tar.gz: cannot unpack into {release}/images: "):
+    (release / "images").write_text("a file")
+    match = f"^images_001.tar.gz: cannot unpack into {release}/images: .* exists.*. Make room for it.$"
+    with pytest.raises(InputError, match=match):
         extract_archives(release)
+    (release / "images").unlink()
+    (release / "images" / A).mkdir(parents=True)
+    with pytest.raises(InputError, match=f"^images_001.tar.gz: cannot unpack into {release}/images: .* directory"):
+        extract_archives(release)
+
+
+def test_a_python_without_the_data_filter(release, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter")  # as in Python 3.11.3 and older
+    put(release / "images_001.tar.gz", gzip.compress(WHOLE))
+    with pytest.raises(InputError, match="^--extract: this Python cannot unpack safely .PEP 706.. Update it, or"):
+        extract_archives(release)
+    assert os.listdir(release) == ["images_001.tar.gz"]

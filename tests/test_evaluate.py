@@ -123,7 +123,7 @@ def test_predict_gives_the_scores_of_evaluate(run, phantom_dataset, tmp_path):
     where = ["--dataset_dir", str(phantom_dataset), "--output_dir", str(tmp_path)]
     assert evaluate.main([str(run), *where, "--device", "cpu"]) == 0
     table = predictions.read_predictions(tmp_path / "predictions.csv")
-    images = [str(phantom_dataset / name) for name in table.file_names]
+    images = [str(phantom_dataset / "images" / name) for name in table.file_names]
     assert predict.main([str(run), *images, "--output", str(tmp_path / "scores.csv"), "--device", "cpu"]) == 0
     lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert lines[0] == ",".join(["file_name", *(f"score_{finding}" for finding in FINDINGS)])

@@ -73,6 +73,14 @@ def test_scratch_is_vit_base_by_default():
     assert sum(parameter.numel() for parameter in vit.parameters()) == expected
 
 
+def test_scratch_draws_narrow_weights_wider():
+    # 0.02 at width 768; 0.02 * sqrt(768 / 48) = 0.08 at width 48
+    vit, _ = model.build_from_scratch(model.ViTSize(hidden_size=48, num_hidden_layers=1, num_attention_heads=3))
+    assert vit.config.initializer_range == pytest.approx(0.08)
+    intermediate = next(tensor for name, tensor in vit.state_dict().items() if tensor.shape == (3072, 48))
+    assert intermediate.std().item() == pytest.approx(0.08, rel=0.01)
+
+
 def test_scratch_refuses_sizes_that_do_not_divide():
     with pytest.raises(InputError, match="image_size 30 must be a multiple of patch_size 16"):
         model.build_from_scratch(model.ViTSize(image_size=30))
@@ -104,6 +112,8 @@ def test_a_new_head_is_announced_and_the_body_kept(run_dir, caplog):
         vit, _ = model.build_model(str(run_dir))
     assert "new head: 14 outputs" in caplog.text
     assert vit.classifier.weight.shape == (14, 16)
+    assert vit.classifier.bias.abs().max() == 0
+    assert vit.classifier.weight.std().item() == pytest.approx(vit.config.initializer_range, rel=0.2)
     saved = load_file(run_dir / "model.safetensors")
     assert torch.equal(vit.state_dict()["vit.layernorm.weight"], saved["vit.layernorm.weight"])
 

@@ -148,6 +148,9 @@ def test_planted_leaks_are_found():
     splits_N = "train train train train test test test validation train validation train".split()
     assert leaked_patients(patients_N, splits_N) == [2, 3, 9]
     assert leaked_patients([7, 7], ["validation", "test"]) == [7]
+    codes_N = np.array([0, 0, 0, 0, 2, 2, 2, 1, 0, 1, 0], dtype=np.int32)
+    assert leaked_patients(np.array(patients_N), codes_N) == leaked_patients(tuple(patients_N), codes_N) == [2, 3, 9]
+    assert leaked_patients([], []) == leaked_patients(np.array([], np.int64), np.array([], np.int32)) == []
     assert leaked_patients([7, 7, 7], ["validation", "test", "train"]) == [7]
     assert leaked_patients(["a", "b", "a"], ["test", "test", "train"]) == ["a"]
 

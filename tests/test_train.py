@@ -69,7 +69,7 @@ def test_run_folder_holds_what_the_plan_says(run):
 
 def test_train_config_tells_data_versions_and_arguments(run, phantom_dataset):
     config = json.loads((run / "train_config.json").read_text())
-    report = json.loads((phantom_dataset / "ingest_report.json").read_text())
+    report = json.loads((phantom_dataset / "images" / "ingest_report.json").read_text())
     assert config["data"]["metadata.jsonl"] == report["metadata"]["metadata.jsonl"]
     assert config["data"]["images"] == {name: report["splits"][name]["images"] for name in ("train", "validation")}
     assert config["training_arguments"]["learning_rate"] == 1e-2

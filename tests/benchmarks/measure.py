@@ -81,12 +81,14 @@ def interleave(
 
 
 def machine() -> Dict[str, Any]:
-    """Return what the numbers were measured on."""
+    """Return what the numbers are measured on; to be asked before measuring."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     facts = {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
+    if hasattr(os, "getloadavg"):
+        facts["load before"] = round(os.getloadavg()[0], 1)  # above 0, others were at work: seconds are too high
     return {**facts, **{name: version(name) for name in PACKAGES}}
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+import tempfile
 from pathlib import Path
-from typing import List, Tuple
+from typing import List, Set, Tuple
 
 from PIL import Image
 
@@ -22,7 +23,7 @@ def write_tables(directory: Path, num_rows: int) -> str:
     directory.mkdir(parents=True)
     real = nih.find_file(REAL, nih.CSV_NAMES)
     if real is None:
-        header, rows, test_names = _drawn_rows(directory / "phantom", num_rows)
+        header, rows, test_names = _drawn_rows(num_rows)
     else:
         data = real.read_bytes()
         text = (gzip.decompress(data) if real.suffix == ".gz" else data).decode()
@@ -36,15 +37,16 @@ def write_tables(directory: Path, num_rows: int) -> str:
     return f"{'NIH table' if real else 'drawn table'}, {len(rows):,} rows"
 
 
-def _drawn_rows(directory: Path, num_rows: int) -> Tuple[str, List[str], set]:
-    """Repeat the rows of a small phantom, each time with new patients."""
+def _drawn_rows(num_rows: int) -> Tuple[str, List[str], Set[str]]:
+    """Repeat the rows of a small phantom, each time with new patients; return header, rows and the test images."""
     num_patients = 100
-    phantom.draw_release(directory, num_patients)
-    test_names = set((directory / nih.TEST_LIST).read_text().split())
-    header, *drawn = (directory / CSV).read_text().splitlines()
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = phantom.draw_release(Path(folder, "phantom"), num_patients)
+        test_names = set((drawn / nih.TEST_LIST).read_text().split())
+        header, *lines = (drawn / CSV).read_text().splitlines()
     rows, in_test = [], set()
-    for offset in range(0, num_rows * num_patients // len(drawn) + num_patients, num_patients):
-        for name, cell, follow_up, patient, *rest in csv.reader(drawn):
+    for offset in range(0, num_rows * num_patients // len(lines) + num_patients, num_patients):
+        for name, cell, follow_up, patient, *rest in csv.reader(lines):
             new_name = f"{int(patient) + offset:08d}{name[8:]}"
             rows.append(",".join([new_name, cell, follow_up, str(int(patient) + offset), *rest]))
             if name in test_names:

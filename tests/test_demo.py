@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from chestxray_vit import demo
+from chestxray_vit.problems import InputError
+
+
+def test_a_folder_that_is_no_demo_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert demo.main(["--output_dir", str(tmp_path)]) == 2
+    assert "exists and is not a demo's folder" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_an_earlier_demo_is_replaced(tmp_path):
+    demo._make_room(tmp_path / "demo")
+    (tmp_path / "demo" / "old").mkdir()
+    demo._make_room(tmp_path / "demo")
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == [demo.MARKER]
+
+
+def test_a_failing_stage_stops_the_demo(tmp_path, capfd):
+    with pytest.raises(InputError, match="ingest ended with exit code 2"):
+        demo._stage("ingest", str(tmp_path / "nowhere"))
+    printed = capfd.readouterr()
+    assert "$ python -m chestxray_vit.ingest" in printed.out
+    assert "no such folder" in printed.err
+
+
+@pytest.mark.slow
+def test_demo_reaches_what_the_readme_says(tmp_path, capfd):
+    pytest.importorskip("transformers")
+    assert demo.main(["--output_dir", str(tmp_path / "demo"), "--device", "cpu"]) == 0
+    macro = json.loads((tmp_path / "demo" / "report" / "auc.json").read_text())["macro"]
+    assert macro["num_findings"] == 14
+    assert macro["auc"] >= 0.90
+    printed = capfd.readouterr().out
+    assert f"macro over 14 findings{'':>23}{macro['auc']:.3f}".split() == [
+        *next(line for line in printed.splitlines() if line.startswith("macro")).split()[:4],
+        f"{macro['auc']:.3f}",
+    ]
+    assert (tmp_path / "demo" / "run" / "loss.png").is_file()
