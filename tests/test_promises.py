@@ -145,7 +145,7 @@ def test_readme_tells_of_flags_that_exist():
     for stage in (ingest, predict):
         known |= set(stage.parser()._option_string_actions)
     assert report and train
-    assert set(re.findall(r"--[a-z][a-z_-]+", text)) <= known
+    assert set(re.findall(r"--[a-z][a-z0-9_-]+", text)) <= known
 
 
 def test_no_medical_claims():
