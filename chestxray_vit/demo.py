@@ -24,10 +24,10 @@ from chestxray_vit.problems import InputError, reported
 logger = logging.getLogger(__name__)
 
 MARKER = "this_is_a_demo.txt"  # only a folder with this file is ever replaced
-NUM_PATIENTS, IMAGE_SIZE, SEED = 1200, 64, 1337
+NUM_PATIENTS, IMAGE_SIZE, SEED = 1000, 64, 1337
 RECIPE = (
     "--from_scratch --image_size 64 --patch_size 8 --hidden_size 96 --num_hidden_layers 4 --num_attention_heads 4 "
-    "--intermediate_size 384 --global_batch_size 32 --num_train_epochs 10 --learning_rate 1e-3"
+    "--intermediate_size 384 --global_batch_size 32 --num_train_epochs 9 --learning_rate 1e-3"
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it: no test needs the network
 os.environ["HF_DATASETS_OFFLINE"] = "1"
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the stages do: idle threads sleep
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the stages do: idle threads soon sleep
 
 import pytest
 from PIL import Image
