@@ -169,19 +169,19 @@ def _assign(args: argparse.Namespace, entries: nih.Entries, list_paths: Sequence
 
     if not 0 <= args.val_fraction < 1:
         raise InputError(f"--val_fraction is {args.val_fraction}, expected 0 <= fraction < 1.")
+    units, unit_N = np.unique(entries.numbers("number" if args.split == "image" else "patient_id"), return_inverse=True)
     test_units = None
-    units_N = entries.numbers("number" if args.split == "image" else "patient_id")
     if list_paths:
-        test_N = nih.read_test_list(*list_paths, entries)
-        test_units = np.unique(units_N[test_N])
+        num_test = np.bincount(unit_N, weights=nih.read_test_list(*list_paths, entries))
+        test_units = units[num_test > 0]
         problems = Problems(f"{list_paths[0].name} and {list_paths[1].name}")
-        for patient in np.intersect1d(test_units, units_N[~test_N]).tolist():
+        for patient in units[(num_test > 0) & (num_test < np.bincount(unit_N))].tolist():
             problems.add("patient in both lists", str(patient), "Use NIH's own lists, or --split patient.")
         problems.raise_if_any()
-    units, unit_N = np.unique(units_N, return_inverse=True)
     split_of = split.assign(units, test_units, args.val_fraction, args.seed)
-    codes = np.array([split.SPLITS.index(split_of[unit]) for unit in units.tolist()])
-    column = pyarrow.DictionaryArray.from_arrays(codes[unit_N].astype(np.int32), list(split.SPLITS))
+    code_of = {name: code for code, name in enumerate(split.SPLITS)}
+    codes = np.array([code_of[split_of[unit]] for unit in units.tolist()], dtype=np.int32)
+    column = pyarrow.DictionaryArray.from_arrays(codes[unit_N], list(split.SPLITS))
     return dataclasses.replace(entries, table=entries.table.append_column("split", column))
 
 
@@ -281,29 +281,25 @@ def _metadata(entries: nih.Entries, found: Dict[Path, List[str]], output: Path, 
     """Return the bytes of metadata.jsonl, made column by column: what repeats over rows is written once."""
     import pyarrow.compute as compute
 
-    below = [_relative(folder, output) for folder in found]
+    heads = ['{"file_name": "' + _relative(folder, output) for folder in found]
     rows, codes_N = entries.labels(include_no_finding)
     parts = [
-        '{"file_name": "',
-        below[0] if len(below) == 1 else _spread(below, _folder_of(entries, found)),
+        heads[0] if len(heads) == 1 else _spread(heads, _folder_of(entries, found)),
         entries.arrow("file_name"),
-        '", "labels": ',
-        _spread([json.dumps(row) for row in rows], codes_N),
-        ', "split": ',
-        _json(entries.arrow("split")),
-        ', "patient_id": ',
+        _spread(['", "labels": ' + json.dumps(row) for row in rows], codes_N),
+        _json(', "split": ', entries.arrow("split"), ', "patient_id": '),
         entries.arrow("patient_id").cast("string"),
+        *(_json(f', "{name}": ', entries.arrow(name)) for name in ("age", "sex", "view")),
+        _json(', "follow_up": ', entries.arrow("follow_up"), "}\n"),
     ]
-    for name in ("age", "sex", "view", "follow_up"):
-        parts += [f', "{name}": ', _json(entries.arrow(name))]
-    lines = compute.binary_join_element_wise(*parts, "}\n", "")
+    lines = compute.binary_join_element_wise(*parts, "")
     return memoryview(lines.buffers()[2])[: int(np.frombuffer(lines.buffers()[1], dtype=np.int32)[len(lines)])]
 
 
-def _json(array):
-    """Return an Arrow array's values as JSON texts."""
+def _json(before: str, array, after: str = ""):
+    """Return an Arrow array's values as JSON texts between two others."""
     values, codes_N = nih.distinct(array)
-    return _spread([json.dumps(value) for value in values], codes_N)
+    return _spread([before + json.dumps(value) + after for value in values], codes_N)
 
 
 def _spread(texts: Sequence[str], codes_N: np.ndarray):

@@ -107,11 +107,12 @@ def read_entries(path: Path) -> Entries:
         ragged.append((row.number, row.actual_columns))
         return "skip"
 
+    data = text.encode()
     names = [str(place) for place in range(width)]
     wanted = {name: str(header.index(_alias(header, name))) for name in COLUMNS}
     try:
         table = arrow_csv.read_csv(
-            io.BytesIO(text.encode()),
+            io.BytesIO(data),
             # one thread: only then does Arrow know the line of a bad row
             read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=1, use_threads=False, block_size=1 << 26),
             parse_options=arrow_csv.ParseOptions(ignore_empty_lines=False, invalid_row_handler=note_ragged),
@@ -124,7 +125,7 @@ def read_entries(path: Path) -> Entries:
     except pyarrow.ArrowInvalid as error:  # a field does not end where a block of the file does
         _note_line_breaks(text, problems)
         raise InputError(str(problems)) from error
-    if table.num_rows + len(ragged) != text.count("\n"):
+    if table.num_rows + len(ragged) != data.count(b"\n"):
         _note_line_breaks(text, problems)
     for line, fields in ragged:
         problems.add(
