@@ -66,7 +66,7 @@ def evaluate(run_dir: str, own: EvaluateFlags, given: Dict[str, Any]) -> None:
     Raises:
         InputError: whatever of the input the user can mend.
     """
-    from chestxray_vit import backend, model, predictions, results, xrays
+    from chestxray_vit import backend, model, phantom, predictions, results, xrays
 
     device = backend.pick_device(own.device)
     vit, processor = model.load_model(run_dir)
@@ -89,7 +89,7 @@ def evaluate(run_dir: str, own: EvaluateFlags, given: Dict[str, Any]) -> None:
         path = Path(output_dir) / "predictions.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         predictions.write_predictions(path, table)
-        summary = results.summarise(table, source=[path])
+        summary = results.summarise(table, source=[path], drawn=phantom.is_drawn(own.dataset_dir))
         print(results.to_text(summary))
         for written in (path, *results.write_results(summary, path.parent)):
             print(f"wrote {written}")

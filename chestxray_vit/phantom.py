@@ -434,6 +434,12 @@ def _check(directory: Path, num_patients: int, image_size: int, seed: int) -> No
         raise InputError(f"{directory} already holds a release ({found[0].name}). Remove it, or name another folder.")
 
 
+def is_drawn(directory: PathLike) -> bool:
+    """Tell whether a folder holds a release that `draw_release` drew."""
+    readme = Path(directory) / "README.txt"
+    return readme.is_file() and readme.read_bytes().startswith(README.split("{")[0].encode())
+
+
 def draw_release(directory: PathLike, num_patients: int = 667, image_size: int = 64, seed: int = 1337) -> Path:
     """Draw a synthetic release: the CSV, the two split lists, `images/` and a README.txt.
 

@@ -29,6 +29,7 @@ FEW = f"fewer than {FEW_PATIENTS} positive patients"
 INTERVAL = "95 %, by patient (Obuchowski 1997), Wald, clipped to [0, 1]"
 COMPARISON = "a is the first file, b the second; paired, by patient (Obuchowski 1997), two-sided normal p, uncorrected"
 CAUTION = "Research use; labels mined from report text; one hospital."
+DRAWN = "Drawn X-rays: these numbers show that the software works, and say nothing of patients."
 
 WANG = (0.716, 0.807, 0.784, 0.609, 0.706, 0.671, 0.633, 0.806, 0.708, 0.835, 0.815, 0.769, 0.708, 0.767)
 CHEXNET = (
@@ -66,6 +67,7 @@ def summarise(
     predictions: Predictions,
     compare_with: Optional[Predictions] = None,
     source: Optional[Sequence[PathLike]] = None,
+    drawn: bool = False,
 ) -> Dict[str, Any]:
     """Return the AUC table of an evaluation: the content of auc.json, None where undefined.
 
@@ -73,6 +75,7 @@ def summarise(
         predictions: of the run to report.
         compare_with: of another run on the same images, in any order.
         source: the file of `predictions`, then that of `compare_with`; their base names and sha256 are kept.
+        drawn: the images are a phantom's; no published value stands beside those.
 
     Raises:
         InputError: the two runs differ in images, targets or patients.
@@ -88,10 +91,11 @@ def summarise(
         "source": [{"file_name": Path(path).name, "sha256": sha256(path)} for path in source or ()],
         "num_images": len(predictions.file_names),
         "num_patients": len(np.unique(patients_N)),
+        "caution": DRAWN if drawn else CAUTION,
         "interval": INTERVAL,
         "macro": _macro(macro(targets_NL, predictions.scores_NL, patients_N), findings),
         "findings": findings,
-        "published": PUBLISHED,
+        "published": {"macro": [], "findings": {}} if drawn else PUBLISHED,
         "comparison": None if compare_with is None else _comparison(predictions, compare_with, patients_N),
     }
 
@@ -199,7 +203,7 @@ def to_text(results: Dict[str, Any]) -> str:
     ]
     if results["comparison"]:
         parts += [_aligned(_comparison_table(results["comparison"])), f"{results['comparison']['method']}."]
-    return "\n\n".join([*parts, CAUTION]) + "\n"
+    return "\n\n".join([*parts, results["caution"]]) + "\n"
 
 
 def to_markdown(results: Dict[str, Any]) -> str:
@@ -212,8 +216,9 @@ def to_markdown(results: Dict[str, Any]) -> str:
     published = [
         [row["model"], row["split"], row["source"], _shown(row["auc"])] for row in results["published"]["macro"]
     ]
-    parts += ["## Published macro AUCs", _piped([["model", "split", "source", "AUC"], *published], num_left=3)]
-    return "\n\n".join([*parts, CAUTION]) + "\n"
+    if published:
+        parts += ["## Published macro AUCs", _piped([["model", "split", "source", "AUC"], *published], num_left=3)]
+    return "\n\n".join([*parts, results["caution"]]) + "\n"
 
 
 def to_csv(results: Dict[str, Any]) -> str:
@@ -291,7 +296,8 @@ def _notes(results: Dict[str, Any]) -> List[str]:
     if left_out:
         notes.append(f"Left out of the macro: {', '.join(left_out)}.")
     splits = "; ".join(f"{model}: {values['split']}" for model, values in results["published"]["findings"].items())
-    notes.append(f"Published: {splits}. Not comparable unless the split is the same.")
+    if splits:
+        notes.append(f"Published: {splits}. Not comparable unless the split is the same.")
     for letter, source in zip("ab", results["source"]):
         name = repr(source["file_name"])[1:-1].replace("`", "'")  # a hostile file name stays text in Markdown
         notes.append(f"Source {letter}: `{name}`, sha256 {source['sha256'][:16]}.")

@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Optional
 
 from chestxray_vit.files import sha256, write_json, write_text
 from chestxray_vit.findings import FINDINGS
+from chestxray_vit.phantom import is_drawn
 from chestxray_vit.problems import InputError
 from chestxray_vit.xrays import METADATA, find_metadata
 
@@ -122,7 +123,12 @@ def model_card(name: str, config: Dict[str, Any], metrics: Dict[str, float]) -> 
         "A Vision Transformer that scores 14 findings on frontal chest X-rays, each by itself, trained with "
         f"chestxray_vit {config['versions']['chestxray-vit']}.",
         "",
-        "Research use only; not a medical device. The labels it learned are mined from report text of one hospital.",
+        "Research use only; not a medical device. "
+        + (
+            "It learned drawn X-rays."
+            if config["data"]["drawn"]
+            else "Its labels are mined from one hospital's reports."
+        ),
         "",
         f"- start: {'random weights' if config['flags']['from_scratch'] else Path(base).name}",
         f"- data: `{config['data']['name']}`, {images} images, split as its ingest_report.json says",

@@ -91,6 +91,8 @@ def test_report_is_that_of_the_predictions(run, phantom_dataset, tmp_path, capsy
     macro = json.loads((tmp_path / "auc.json").read_text())["macro"]
     line = next(line for line in printed.splitlines() if line.startswith("macro"))
     assert f"{macro['auc']:.3f}" in line
+    assert "Drawn X-rays" in printed  # and no published value beside a phantom's
+    assert "Wang" not in printed
 
 
 def test_default_output_is_the_splits_folder_in_the_run(run, phantom_dataset, tmp_path):

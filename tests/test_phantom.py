@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from chestxray_vit import phantom
 from chestxray_vit.findings import FINDINGS
 from chestxray_vit.phantom import SIGNS, draw_release, draw_xray
 from chestxray_vit.problems import InputError
@@ -353,3 +354,10 @@ def test_a_broken_off_drawing_leaves_no_release(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         draw_release(tmp_path / "new", 27)
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_drawn_release_is_known_as_one(tmp_path):
+    assert phantom.is_drawn(phantom.draw_release(tmp_path / "drawn", num_patients=phantom.MIN_PATIENTS))
+    (tmp_path / "README.txt").write_text("NIH Clinical Center")
+    assert not phantom.is_drawn(tmp_path)
+    assert not phantom.is_drawn(tmp_path / "nowhere")

@@ -347,3 +347,14 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be written to: .* Name another with --output_dir"):
         write_results(summarise(edge_cases()), tmp_path / "file")
+
+
+def test_no_published_value_stands_beside_drawn_xrays():
+    results = summarise(drawn(), drawn=True)
+    assert results["published"] == {"macro": [], "findings": {}}
+    for text in (to_text(results), to_markdown(results), to_csv(results)):
+        assert "Wang" not in text
+        assert "ublished" not in text
+    for text in (to_text(results), to_markdown(results)):
+        assert "say nothing of patients" in text
+        assert "one hospital" not in text
