@@ -33,6 +33,7 @@ def data_facts(dataset_dir: str, num_images: Dict[str, int]) -> Dict[str, Any]:
     """Return what a run was trained on: the fingerprint of the metadata and the images of each split."""
     return {
         "name": Path(dataset_dir).resolve().name,
+        "drawn": is_drawn(dataset_dir),
         METADATA: sha256(find_metadata(dataset_dir)),
         "images": num_images,
     }
