@@ -21,11 +21,23 @@ STAGES = ("demo", "ingest", "train", "evaluate", "report", "predict")
 FLOORS = (
     STAGES,
     ("flags", "backend", "run", "model"),
-    ("xrays", "archives", "phantom", "split", "nih"),
+    ("xrays", "archives", "phantom", "chest", "split", "nih"),
     ("results", "predictions", "auc"),
     ("files", "problems", "findings"),
 )
-LIGHT = ("findings", "nih", "split", "archives", "predictions", "auc", "results", "ingest", "report", "phantom")
+LIGHT = (
+    "findings",
+    "nih",
+    "split",
+    "archives",
+    "chest",
+    "predictions",
+    "auc",
+    "results",
+    "ingest",
+    "report",
+    "phantom",
+)
 OWN_FLAGS = {
     "train": (
         "dataset_dir model_name_or_path device global_batch_size ipu_config_name pos_weight overwrite from_scratch "
