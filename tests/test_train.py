@@ -114,8 +114,12 @@ def test_accumulation_does_not_change_the_updates(phantom_dataset, tmp_path):
     parts = trained(phantom_dataset, tmp_path / "parts", "--per_device_train_batch_size", "8", *steps)
     assert len(losses(whole)) == json.loads((whole / "train_config.json").read_text())["updates"]
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
-    first, second = (load_file(run / "model.safetensors") for run in (whole, parts))
-    assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
+    # not the weights: a key's bias has no gradient but rounding, and AdamW makes steps of whatever size of it
+    pixels = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, second = (backend.load_model(run)[0](pixel_values=pixels).logits for run in (whole, parts))
+    assert torch.allclose(first, second, atol=1e-3)
+    assert first.std(dim=0).max() > 0.01  # else constant models would pass
 
 
 def test_killed_and_resumed_run_equals_the_undisturbed(phantom_dataset, tmp_path):
