@@ -25,9 +25,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         "Writes auc.json, auc.csv and auc.md.",
         epilog="example: python -m chestxray_vit.report run/predictions.csv --compare other_run/predictions.csv",
     )
-    parser.add_argument("predictions", type=Path, help="predictions.csv, from chestxray_vit.evaluate or another tool")
-    parser.add_argument("--compare", type=Path, help="predictions.csv of another run on the same images")
-    parser.add_argument("--output_dir", type=Path, help="where to write (default: beside PREDICTIONS)")
+    add = parser.add_argument
+    add("predictions", type=Path, metavar="PREDICTIONS.csv", help="from chestxray_vit.evaluate or another tool")
+    add("--compare", type=Path, metavar="OTHER.csv", help="predictions of another run on the same images")
+    add("--output_dir", type=Path, metavar="DIR", help="where to write (default: beside PREDICTIONS.csv)")
     args = parser.parse_args(argv)
 
     output_dir = args.output_dir or args.predictions.parent
