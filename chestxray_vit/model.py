@@ -67,7 +67,7 @@ def build_from_scratch(size: ViTSize, labels: Sequence[str] = FINDINGS) -> Tuple
     """Draw a ViT of the given size at random, from torch's global seed; pixels are normalised to [-1, 1].
 
     Weights have ViT-B's standard deviation of 0.02 at its width of 768, and more in narrower ones, so that sums over
-    the width vary as much: with 0.02 throughout, the demo's ViT of width 96 learned little (test AUC .83, not .96).
+    the width vary as much: at width 96, 0.08 in place of 0.02 took a phantom's test AUC from .86 to .95.
 
     Raises:
         InputError: the sizes do not divide.
