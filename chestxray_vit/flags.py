@@ -49,8 +49,8 @@ def parse(
         parser.formatter_class = argparse.HelpFormatter  # our own help texts name the defaults that matter
         _print_help(parser, recipe_help)
 
-    # Threads that wait for work soon sleep. Two trainings of the demo's ViT side by side on two cores make 4.3 updates/s
-    # each, against 0.4 with GOMP's own spinning; one alone makes 9.3 against 10.0. OpenMP reads it when torch is loaded.
+    # Threads that wait for work soon sleep. Two trainings of the demo's ViT side by side on two cores make 4.3 updates
+    # a second each, against 0.4 with GOMP's own spinning; one alone 9.3 against 10.0. OpenMP reads it with torch.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from chestxray_vit import backend  # only here: it loads torch and the Trainer
 
