@@ -38,8 +38,6 @@ def test_demo_reaches_what_the_readme_says(tmp_path, capfd):
     assert macro["num_findings"] == 14
     assert macro["auc"] >= 0.90
     printed = capfd.readouterr().out
-    assert f"macro over 14 findings{'':>23}{macro['auc']:.3f}".split() == [
-        *next(line for line in printed.splitlines() if line.startswith("macro")).split()[:4],
-        f"{macro['auc']:.3f}",
-    ]
+    line = next(line for line in printed.splitlines() if line.startswith("macro over 14 findings"))
+    assert f"{macro['auc']:.3f}" in line.split()
     assert (tmp_path / "demo" / "run" / "loss.png").is_file()

@@ -73,7 +73,7 @@ def test_train_config_tells_data_versions_and_arguments(run, phantom_dataset):
     assert config["data"]["metadata.jsonl"] == report["metadata"]["metadata.jsonl"]
     assert config["data"]["images"] == {name: report["splits"][name]["images"] for name in ("train", "validation")}
     assert config["training_arguments"]["learning_rate"] == 1e-2
-    assert config["versions"]["torch"] == torch.__version__.split("+")[0] or config["versions"]["torch"]
+    assert config["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert config["updates"] == 2 * (report["splits"]["train"]["images"] // 32)
 
 
