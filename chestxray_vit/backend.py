@@ -1,17 +1,14 @@
 """The one place where an engine is chosen, and where one version of transformers differs from another.
 
-Hands over the arguments class, the recipe's defaults, and a Trainer that restores what it saved. `Trainer`
-itself loads a ViT's checkpoint by names that the live module no longer has, warns once, and goes on with
-random weights: here every tensor is restored, or nothing is.
+Hands over the arguments class, the recipe's defaults, the cut of the global batch, and a Trainer.
 
-B batch, L labels."""
+N images, L labels."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import logging
-import math
 import os
 import shutil
 from pathlib import Path
@@ -20,14 +17,13 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import numpy as np
 import torch
 import transformers
-from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from chestxray_vit.auc import compute_metrics
-from chestxray_vit.model import labels_of, load_model
 from chestxray_vit.problems import InputError
+from chestxray_vit.trainer import LogBeforeSave, Progress, RestoringTrainer
 from chestxray_vit.xrays import collate
 
 logger = logging.getLogger(__name__)
@@ -212,109 +208,6 @@ def clear_run(output_dir: str) -> None:
         shutil.rmtree(folder)
 
 
-class RestoringTrainer(Trainer):
-    """A Trainer for several findings at once that restores every tensor of a checkpoint, or fails."""
-
-    pos_weight_L: Optional[torch.Tensor] = None
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Return the mean binary cross-entropy over images and findings, in float32."""
-        outputs = model(pixel_values=inputs["pixel_values"])
-        logits_BL = outputs.logits.float()
-        weight_L = None if self.pos_weight_L is None else self.pos_weight_L.to(logits_BL.device)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits_BL, inputs["labels"], pos_weight=weight_L)
-        return (loss, {"logits": outputs.logits}) if return_outputs else loss
-
-    def _get_train_sampler(self, *_):
-        """Draw whole global batches, as an IPU does: an update of fewer images would weigh them more."""
-        generator = torch.Generator().manual_seed(
-            self.args.seed if self.args.data_seed is None else self.args.data_seed
-        )
-        whole = len(self.train_dataset) // _global_batch(self.args) * _global_batch(self.args)
-        return torch.utils.data.RandomSampler(self.train_dataset, num_samples=whole, generator=generator)
-
-    def log(self, logs: Dict[str, float], *args) -> None:
-        """Log, without what is undefined: JSON has no NaN, and trainer_state.json is JSON."""
-        super().log({name: value for name, value in logs.items() if not _is_nan(value)}, *args)
-
-    def _load_rng_state(self, checkpoint):
-        # transformers 4 does not tell torch >= 2.6 that the numpy part of the state is harmless
-        if not hasattr(torch.serialization, "safe_globals"):
-            return super()._load_rng_state(checkpoint)
-        rebuild = np.zeros(1).__reduce__()[0]
-        with torch.serialization.safe_globals([rebuild, np.ndarray, np.dtype, type(np.dtype(np.uint32))]):
-            return super()._load_rng_state(checkpoint)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        self._restore(resume_from_checkpoint, self.model if model is None else model)
-
-    def _load_best_model(self):
-        logger.info("loading the best checkpoint: %s", Path(self.state.best_model_checkpoint).name)
-        self._restore(self.state.best_model_checkpoint, self.model)
-
-    def _restore(self, folder: str, model) -> None:
-        """Load through `from_pretrained`, which knows both namings; leave the random state as it was."""
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            saved, _ = load_model(folder)
-        if labels_of(saved.config) != labels_of(model.config):
-            raise InputError(
-                f"{folder}: a checkpoint for {labels_of(saved.config)}, expected {labels_of(model.config)}."
-            )
-        try:
-            model.load_state_dict(saved.state_dict(), strict=True)
-        except RuntimeError as error:
-            raise InputError(f"{folder}: a checkpoint of another size than this model: {error}") from error
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
-class Progress(ProgressCallback):
-    """One bar for the updates, one line for each log: the Trainer's own prints 14 AUCs in a row."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Name the bar."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description("train")
-            self.training_bar.unit = "update"
-
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **_):
-        """Show a bar for a scoring that takes more than two seconds, and take it away after."""
-        if state.is_world_process_zero:
-            if self.prediction_bar is None:
-                self.prediction_bar = tqdm(
-                    total=len(eval_dataloader), desc="score", unit="batch", delay=2, leave=False, dynamic_ncols=True
-                )
-            self.prediction_bar.update(1)
-
-    def on_log(self, args, state, control, logs=None, **_):
-        """Print a line above the bar."""
-        if self.training_bar is None or not state.is_world_process_zero:
-            return
-        if "eval_loss" in logs:
-            text = f"validation loss {logs['eval_loss']:.4f}"
-            if "eval_roc_auc" in logs:
-                text += f", AUC {logs['eval_roc_auc']:.4f} over {logs['eval_num_findings']:.0f} findings"
-        elif "loss" in logs:
-            text = f"loss {float(logs['loss']):.4f}, learning rate {float(logs['learning_rate']):.2e}"
-        else:
-            return
-        self.training_bar.write(f"epoch {state.epoch:.2f}, update {state.global_step}: {text}")
-
-
-class LogBeforeSave(TrainerCallback):
-    """Log wherever a checkpoint is saved, so that a resumed run logs the same means as an undisturbed one."""
-
-    def on_step_end(self, args, state, control, **_):
-        """Ask for a log."""
-        control.should_log = control.should_log or control.should_save
-
-    on_epoch_end = on_step_end
-
-
 def make_trainer(
     model,
     processor,
@@ -339,8 +232,11 @@ def make_trainer(
             "Lower --global_batch_size."
         )
     processing = "processing_class" if "processing_class" in inspect.signature(Trainer).parameters else "tokenizer"
-    if world_size() > 1 and processing == "tokenizer":
-        raise InputError("several processes need transformers 5; its version 4 would give each the same images.")
+    if world_size() > 1 and not transformers.__version__.startswith(("4.29.", "5.")):
+        raise InputError(
+            f"several processes need transformers 4.29 or 5, where their shares of the images are tested; "
+            f"found {transformers.__version__}."
+        )
     trainer = RestoringTrainer(
         model=model,
         args=args,

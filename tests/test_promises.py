@@ -20,7 +20,7 @@ STAGES = ("demo", "ingest", "train", "evaluate", "report", "predict")
 # From the upper floor to the ground; a module imports only what stands after it, and no stage another.
 FLOORS = (
     STAGES,
-    ("flags", "backend", "run", "model"),
+    ("flags", "backend", "trainer", "run", "model"),
     ("xrays", "archives", "phantom", "chest", "split", "nih"),
     ("results", "predictions", "auc"),
     ("files", "problems", "findings"),

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from chestxray_vit import backend, evaluate, train, xrays
 from chestxray_vit.findings import FINDINGS
+from chestxray_vit.model import load_model
 from chestxray_vit.problems import InputError
 
 TINY = (
@@ -117,7 +118,7 @@ def test_accumulation_does_not_change_the_updates(phantom_dataset, tmp_path):
     # not the weights: a key's bias has no gradient but rounding, and AdamW makes steps of whatever size of it
     pixels = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        first, second = (backend.load_model(run)[0](pixel_values=pixels).logits for run in (whole, parts))
+        first, second = (load_model(run)[0](pixel_values=pixels).logits for run in (whole, parts))
     assert torch.allclose(first, second, atol=1e-3)
     assert first.std(dim=0).max() > 0.01  # else constant models would pass
 
@@ -167,7 +168,6 @@ def test_damaged_checkpoint_does_not_resume(run, phantom_dataset, tmp_path, caps
     assert "cannot be loaded" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not hasattr(backend.TrainingArguments, "parallelism_config"), reason="needs transformers 5")
 def test_two_processes_make_the_updates_of_one(phantom_dataset, tmp_path):
     steps = ["--logging_steps", "1", "--per_device_train_batch_size", "8"]
     one = trained(phantom_dataset, tmp_path / "one", *steps)
@@ -192,7 +192,7 @@ def test_two_processes_make_the_updates_of_one(phantom_dataset, tmp_path):
 
 
 def test_loss_is_the_mean_over_images_and_findings(run):
-    vit = backend.load_model(run)[0]
+    vit = load_model(run)[0]
     args = backend.training_arguments({**backend.recipe(), **backend.no_training(), "output_dir": str(run)}, "cpu")
     weights = [2.0] * 14
     pixels, labels = torch.rand(3, 3, 64, 64), (torch.rand(3, 14) > 0.5).float()

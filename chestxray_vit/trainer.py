@@ -1,0 +1,173 @@
+"""The Trainer of CUDA and CPU, and what it shares with the IPU's: restoring, logging, the progress bar.
+
+`Trainer` itself loads a ViT's checkpoint by names that the live module no longer has, warns once, and goes on with
+random weights: here every tensor is restored, or nothing is.
+
+B batch, L labels."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import numpy as np
+import torch
+import transformers
+from torch.utils.data import DistributedSampler, RandomSampler
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from chestxray_vit.model import labels_of, load_model
+from chestxray_vit.problems import InputError
+
+logger = logging.getLogger(__name__)
+
+# From version 5 on, accelerate gives each process its share of the images; in 4.29 that is the sampler's work.
+SAMPLER_SHARES = int(transformers.__version__.split(".")[0]) < 5
+
+
+class Restoring:
+    """What both engines' trainers do with checkpoints and logs; comes before the Trainer among the bases."""
+
+    def log(self, logs: Dict[str, float], *args) -> None:
+        """Log, without what is undefined: JSON has no NaN, and trainer_state.json is JSON."""
+        super().log({name: value for name, value in logs.items() if not _is_nan(value)}, *args)
+
+    def trained_model(self):
+        """Return the trained model as a plain `ViTForImageClassification`."""
+        return self.model
+
+    def _load_rng_state(self, checkpoint):
+        # transformers 4 does not tell torch >= 2.6 that the numpy part of the state is harmless
+        if not hasattr(torch.serialization, "safe_globals"):
+            return super()._load_rng_state(checkpoint)
+        rebuild = np.zeros(1).__reduce__()[0]
+        with torch.serialization.safe_globals([rebuild, np.ndarray, np.dtype, type(np.dtype(np.uint32))]):
+            return super()._load_rng_state(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        self._restore(resume_from_checkpoint, self.model if model is None else model)
+
+    def _load_best_model(self):
+        logger.info("loading the best checkpoint: %s", Path(self.state.best_model_checkpoint).name)
+        self._restore(self.state.best_model_checkpoint, self.model)
+
+    def _restore(self, folder: str, model) -> None:
+        """Load through `from_pretrained`, which knows both namings; leave the random state as it was."""
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            saved, _ = load_model(folder)
+        if labels_of(saved.config) != labels_of(model.config):
+            raise InputError(
+                f"{folder}: a checkpoint for {labels_of(saved.config)}, expected {labels_of(model.config)}."
+            )
+        try:
+            model.load_state_dict(saved.state_dict(), strict=True)
+        except RuntimeError as error:
+            raise InputError(f"{folder}: a checkpoint of another size than this model: {error}") from error
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def whole_batches(dataset, batch: int, seed: int) -> RandomSampler:
+    """Draw an epoch of whole global batches: an update of fewer images would weigh them more.
+
+    Args:
+        dataset: the training images.
+        batch: images of one update.
+        seed: of the order; it does not depend on what else was drawn.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return RandomSampler(dataset, num_samples=len(dataset) // batch * batch, generator=generator)
+
+
+class Share(DistributedSampler):
+    """One process's share of `whole_batches`: together, an update's images are those of one process."""
+
+    def __init__(self, dataset, batch: int, seed: int, processes: int, process: int):
+        """Args: dataset, batch, seed: of `whole_batches`; processes, process: how many there are, and which this is."""
+        super().__init__(dataset, num_replicas=processes, rank=process, seed=seed)
+        self.batch = batch
+        self.num_samples = len(dataset) // batch * batch // processes
+
+    def __iter__(self):
+        """Yield the rows of this epoch, which the Trainer tells by `set_epoch`."""
+        sampler = whole_batches(self.dataset, self.batch, self.seed)
+        for _ in range(self.epoch):
+            list(sampler)  # each epoch's order follows from the one before
+        return iter(list(sampler)[self.rank :: self.num_replicas])
+
+
+class RestoringTrainer(Restoring, Trainer):
+    """A Trainer for several findings at once, on CUDA and CPU, that restores every tensor of a checkpoint, or fails."""
+
+    pos_weight_L: Optional[torch.Tensor] = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the mean binary cross-entropy over images and findings, in float32."""
+        outputs = model(pixel_values=inputs["pixel_values"])
+        logits_BL = outputs.logits.float()
+        weight_L = None if self.pos_weight_L is None else self.pos_weight_L.to(logits_BL.device)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits_BL, inputs["labels"], pos_weight=weight_L)
+        return (loss, {"logits": outputs.logits}) if return_outputs else loss
+
+    def _get_train_sampler(self, *_):
+        """Draw whole global batches, as an IPU does."""
+        args = self.args
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        seed = args.seed if args.data_seed is None else args.data_seed
+        if args.world_size > 1 and SAMPLER_SHARES:
+            return Share(self.train_dataset, batch, seed, args.world_size, args.process_index)
+        return whole_batches(self.train_dataset, batch, seed)
+
+
+class Progress(ProgressCallback):
+    """One bar for the updates, one line for each log: the Trainer's own prints 14 AUCs in a row."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Name the bar."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("train")
+            self.training_bar.unit = "update"
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **_):
+        """Show a bar for a scoring that takes more than two seconds, and take it away after."""
+        if state.is_world_process_zero:
+            if self.prediction_bar is None:
+                self.prediction_bar = tqdm(
+                    total=len(eval_dataloader), desc="score", unit="batch", delay=2, leave=False, dynamic_ncols=True
+                )
+            self.prediction_bar.update(1)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        """Print a line above the bar."""
+        if self.training_bar is None or not state.is_world_process_zero:
+            return
+        if "eval_loss" in logs:
+            text = f"validation loss {logs['eval_loss']:.4f}"
+            if "eval_roc_auc" in logs:
+                text += f", AUC {logs['eval_roc_auc']:.4f} over {logs['eval_num_findings']:.0f} findings"
+        elif "loss" in logs:
+            text = f"loss {float(logs['loss']):.4f}, learning rate {float(logs['learning_rate']):.2e}"
+        else:
+            return
+        self.training_bar.write(f"epoch {state.epoch:.2f}, update {state.global_step}: {text}")
+
+
+class LogBeforeSave(TrainerCallback):
+    """Log wherever a checkpoint is saved, so that a resumed run logs the same means as an undisturbed one."""
+
+    def on_step_end(self, args, state, control, **_):
+        """Ask for a log."""
+        control.should_log = control.should_log or control.should_save
+
+    def on_epoch_end(self, args, state, control, **_):
+        """Ask for a log, unless this update has one: there would be nothing to take the mean of."""
+        logged = any("loss" in entry and entry["step"] == state.global_step for entry in state.log_history[-2:])
+        control.should_log = (control.should_log or control.should_save) and not logged
