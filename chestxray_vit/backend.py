@@ -7,12 +7,16 @@ N images, L labels."""
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import os
+import platform
 import shutil
+import tempfile
+from dataclasses import MISSING, asdict, fields
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -21,6 +25,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from chestxray_vit import batch, ipu_config
 from chestxray_vit.auc import compute_metrics
 from chestxray_vit.problems import InputError
 from chestxray_vit.trainer import LogBeforeSave, Progress, RestoringTrainer
@@ -28,8 +33,7 @@ from chestxray_vit.xrays import collate
 
 logger = logging.getLogger(__name__)
 
-IPU_CONFIGS = Path(__file__).parent.parent / "ipu_configs"
-LARGEST_BATCH = {"cpu": 32, "cuda": 64}  # images of one forward pass, where the user names none
+EVALUATION_BATCH = {"cpu": 64, "cuda": 64, "ipu": 1}
 
 # The tutorial's recipe, under transformers 5's names.
 RECIPE: Dict[str, Any] = {
@@ -52,9 +56,9 @@ RECIPE: Dict[str, Any] = {
     "disable_tqdm": False,
     "remove_unused_columns": False,
     "label_names": ["labels"],
-    "per_device_train_batch_size": None,  # these two follow from the global batch
+    "per_device_train_batch_size": None,  # these follow from the global batch and the engine
     "gradient_accumulation_steps": None,
-    "per_device_eval_batch_size": 64,
+    "per_device_eval_batch_size": None,
     "save_safetensors": True,
 }
 
@@ -80,10 +84,15 @@ def recipe() -> Dict[str, Any]:
     return {name: value for name, value in defaults.items() if name in FIELDS}
 
 
-def pick_device(device: str) -> str:
-    """Return `cuda` or `cpu` for `auto`, and refuse what is not there."""
-    if device == "ipu":
-        raise InputError("--device ipu: this version trains on CUDA and CPU only. Use --device auto.")
+def pick_device(device: str, with_ipu: bool = True) -> str:
+    """Return `ipu`, `cuda` or `cpu` for `auto`, and refuse what is not there."""
+    if device == "ipu" or (device == "auto" and with_ipu and _is_installed("poptorch")):
+        problem = _without_ipus()
+        if problem is None:
+            return "ipu"
+        if device == "ipu":
+            raise InputError(f"--device ipu: {problem}")
+        logger.warning("no IPU: %s", problem)
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device is visible to torch. Use --device cpu, or check nvidia-smi.")
     if device == "auto":
@@ -91,71 +100,82 @@ def pick_device(device: str) -> str:
     return device
 
 
+def _is_installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def _without_ipus() -> Optional[str]:
+    """Return why IPUs cannot be used here, and the remedy; None if they can."""
+    if not _is_installed("poptorch"):
+        return (
+            "PopTorch is not installed. Enable the Poplar SDK (source SDK/enable) and install its wheel "
+            "(pip install SDK/poptorch-*.whl)."
+        )
+    try:
+        import poptorch
+    except (ImportError, OSError, AssertionError) as error:  # it asserts its own torch
+        return (
+            f"PopTorch cannot be loaded by Python {platform.python_version()} with torch {torch.__version__}: {error}. "
+            f"Poplar SDK 3.3 and 3.4 go with Python 3.8 and torch 2.0.1; is the SDK enabled in this shell?"
+        )
+    if not _is_installed("optimum") or not _is_installed("optimum.graphcore"):
+        return "optimum-graphcore is not installed: pip install -r requirements.txt, in the SDK's environment."
+    if not poptorch.ipuHardwareIsAvailable():
+        return "no IPU is there (gc-info --list-devices). On a pod, is a V-IPU partition made and enabled?"
+    return None
+
+
 def world_size() -> int:
     """Return the number of processes that torchrun started, 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def instance() -> Tuple[int, int]:
+    """Return which of poprun's instances this process is, and how many there are; (0, 1) without it."""
+    if not _is_installed("popdist"):
+        return 0, 1
+    import popdist
+
+    return (popdist.getInstanceIndex(), popdist.getNumInstances()) if popdist.isPopdistEnvSet() else (0, 1)
+
+
 def is_main_process() -> bool:
     """Tell whether this process is the one that prints and writes."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def read_ipu_config(name: str) -> Dict[str, Any]:
-    """Read an ipu_config.json by folder, file, or bare name of a folder in `ipu_configs/`.
-
-    Raises:
-        InputError: there is none, or it is not JSON with the batch's factors.
-    """
-    candidates = [Path(name), Path(name) / "ipu_config.json", IPU_CONFIGS / name / "ipu_config.json"]
-    path = next((path for path in candidates if path.is_file()), None)
-    if path is None:
-        known = ", ".join(sorted(folder.name for folder in IPU_CONFIGS.glob("*") if folder.is_dir()))
-        raise InputError(f"--ipu_config_name {name}: no ipu_config.json there. Known names: {known}.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}.") from error
-    for key in ("gradient_accumulation_steps", "replication_factor"):
-        if not (isinstance(config.get(key), int) and config[key] > 0):
-            raise InputError(f"{path}: {key} is {config.get(key)!r}, expected a whole number above 0.")
-    return config
+    return int(os.environ.get("RANK", "0")) == 0 and instance()[0] == 0
 
 
 def settle_batch(
-    given: Dict[str, Any], device: str, global_batch_size: Optional[int], ipu_config: Optional[Dict[str, Any]]
-) -> Dict[str, Any]:
-    """Return `given` with the batch of one pass and the accumulation that make up the global batch.
+    given: Dict[str, Any], device: str, total: Optional[int], config: Optional[Dict[str, Any]]
+) -> batch.GlobalBatch:
+    """Return how the global batch is cut: that of the IPU configuration, if there is one, on every engine.
 
-    The global batch is the flag, else micro batch x gradient accumulation x replicas of the IPU configuration,
-    else 128 as in the tutorial. On CUDA and CPU it may be cut otherwise than on IPUs: the updates stay the same.
-
-    Raises:
-        InputError: the numbers contradict each other or do not divide.
+    Args:
+        given: values of TrainingArguments' fields.
+        device: of `pick_device`.
+        total: images of one update, where the user gave them.
+        config: of `ipu_config_for`, with its accumulation settled.
     """
-    passed, accumulation = given["per_device_train_batch_size"], given["gradient_accumulation_steps"]
-    if global_batch_size is None and ipu_config is not None:
-        factors = ipu_config["gradient_accumulation_steps"] * ipu_config["replication_factor"]
-        global_batch_size = (passed or 1) * factors
-    if global_batch_size is None:
-        global_batch_size = passed * accumulation * world_size() if passed and accumulation else 128
-    share, rest = divmod(global_batch_size, world_size() * (accumulation or 1))
-    if passed is None and not rest and share:
-        largest = share if accumulation else LARGEST_BATCH[device]
-        passed = max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
-    if accumulation is None and passed:
-        accumulation, rest = divmod(global_batch_size, world_size() * passed)
-    if not passed or not accumulation or passed * accumulation * world_size() != global_batch_size:
-        raise InputError(
-            f"global batch {global_batch_size} is not per_device_train_batch_size {passed or '?'} x "
-            f"gradient_accumulation_steps {accumulation or '?'} x {world_size()} processes. "
-            "Leave out one of the first two, or set --global_batch_size to their product."
-        )
-    return {**given, "per_device_train_batch_size": passed, "gradient_accumulation_steps": accumulation}
+    at_a_time, passes = given["per_device_train_batch_size"], given["gradient_accumulation_steps"]
+    if config is not None:
+        wanted = batch.on_ipus(config, at_a_time)
+        if device == "ipu":
+            return wanted
+        passes, total = None, wanted.total
+    return batch.on_processes(at_a_time, passes, total, world_size(), device)
 
 
-def _global_batch(args: TrainingArguments) -> int:
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
+def ipu_config_for(options: Any, device: str, default: str = ipu_config.DEFAULT) -> Optional[Dict[str, Any]]:
+    """Return the IPU configuration to go by, if one was named or IPUs are to be used.
+
+    Args:
+        options: our IPU flags.
+        device: of `pick_device`.
+        default: the name on IPUs, where none was given.
+    """
+    name = options.ipu_config_name or (default if device == "ipu" else None)
+    if name is None:
+        return None
+    return ipu_config.read_ipu_config(name, ipu_config.num_ipus(options.n_ipu), options.ipu_config_overrides)
 
 
 def evaluates(given: Dict[str, Any]) -> bool:
@@ -174,9 +194,21 @@ def no_training() -> Dict[str, Any]:
     }
 
 
-def training_arguments(given: Dict[str, Any], device: str) -> TrainingArguments:
-    """Build TrainingArguments for a device from the values of its fields."""
+def training_arguments(given: Dict[str, Any], device: str, options: Any = None) -> Any:
+    """Build the engine's TrainingArguments.
+
+    Args:
+        given: values of TrainingArguments' fields.
+        device: of `pick_device`.
+        options: our IPU flags.
+
+    Raises:
+        InputError: values that contradict each other, or that this engine does not have.
+    """
     given = dict(given)
+    given["per_device_eval_batch_size"] = given["per_device_eval_batch_size"] or EVALUATION_BATCH[device]
+    if device == "ipu":
+        return _ipu_arguments(given, options)
     given[name_here("use_cpu")] = device == "cpu"
     if device == "cpu":
         given["dataloader_pin_memory"] = False
@@ -188,6 +220,30 @@ def training_arguments(given: Dict[str, Any], device: str) -> TrainingArguments:
         return TrainingArguments(**given)
     except (ValueError, ImportError) as error:
         raise InputError(f"TrainingArguments: {error}") from error
+
+
+def _ipu_arguments(given: Dict[str, Any], options: Any) -> Any:
+    """Build IPUTrainingArguments, and refuse what was asked for and is not theirs."""
+    from chestxray_vit import ipu
+
+    defaults = {**{field.name: field.default for field in fields(TrainingArguments)}, **recipe()}
+    lost = sorted(
+        name
+        for name in FIELDS - set(ipu.IPUTrainingArguments.__dataclass_fields__)
+        if name in given and defaults[name] is not MISSING and given[name] != defaults[name]
+    )
+    if lost:
+        raise InputError(
+            f"--{', --'.join(lost)}: IPUs have no such flag. They compute in float16 unless --fp32 is given, "
+            "and their optimizer is AdamW."
+        )
+    if instance()[0] > 0:  # only the first instance writes the run; the others' checkpoints are for themselves
+        given["output_dir"], given["disable_tqdm"] = tempfile.mkdtemp(prefix="instance."), True
+    known = ipu.IPUTrainingArguments.__dataclass_fields__
+    theirs = {name: value for name, value in asdict(options).items() if name in known}
+    return ipu.training_arguments(
+        given, {**theirs, "ipu_config_name": None, "n_ipu": None, "ipu_config_overrides": None}
+    )
 
 
 def last_checkpoint(output_dir: str) -> str:
@@ -211,24 +267,32 @@ def clear_run(output_dir: str) -> None:
 def make_trainer(
     model,
     processor,
-    args: TrainingArguments,
+    args: Any,
     train_dataset=None,
     eval_dataset=None,
     pos_weight: Optional[Sequence[float]] = None,
     metrics: Callable = compute_metrics,
-) -> RestoringTrainer:
+    config: Optional[Dict[str, Any]] = None,
+) -> Any:
     """Return the Trainer of the chosen engine.
 
     Args:
         model, processor: of `chestxray_vit.model`; the processor is saved beside every checkpoint.
-        args: of `training_arguments`.
+        args: of `training_arguments`; those for IPUs make an IPUTrainer.
         train_dataset, eval_dataset: of `chestxray_vit.xrays.preprocessed`.
         pos_weight: L weights of the positives in the loss; None for 1.
         metrics: called with logits and labels of the whole evaluation set.
+        config: of `ipu_config_for`, for IPUs.
     """
-    if train_dataset is not None and len(train_dataset) < _global_batch(args):
+    if not isinstance(args, TrainingArguments):
+        from chestxray_vit import ipu
+
+        data = train_dataset, eval_dataset
+        return ipu.make_trainer(model, processor, args, config, *data, pos_weight, metrics, instance())
+    needed = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
+    if train_dataset is not None and len(train_dataset) < needed:
         raise InputError(
-            f"{len(train_dataset):,} training images are fewer than one global batch of {_global_batch(args)}. "
+            f"{len(train_dataset):,} training images are fewer than one global batch of {needed}. "
             "Lower --global_batch_size."
         )
     processing = "processing_class" if "processing_class" in inspect.signature(Trainer).parameters else "tokenizer"
@@ -257,7 +321,7 @@ def make_trainer(
     return trainer
 
 
-def predict_logits(trainer: RestoringTrainer, dataset, targets_NL: np.ndarray) -> np.ndarray:
+def predict_logits(trainer, dataset, targets_NL: np.ndarray) -> np.ndarray:
     """Return the float32 logits (N, L) of a data set, a row for each of its rows and in its order.
 
     Args:
@@ -275,12 +339,33 @@ def predict_logits(trainer: RestoringTrainer, dataset, targets_NL: np.ndarray) -
     return logits_NL
 
 
-def versions() -> Dict[str, str]:
-    """Return the versions that a run depends on."""
-    from importlib.metadata import version
+def notes(device: str, config: Optional[Dict[str, Any]], model) -> List[str]:
+    """Return what a user should know of the engine, once a run."""
+    if device != "ipu":
+        return []
+    from chestxray_vit import ipu
 
-    names: List[str] = ["chestxray-vit", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow"]
-    return {name: version(name) for name in names}
+    return [
+        ipu.describe(config, model.config.num_hidden_layers),
+        "ipu: AdamW without bias correction, gradients not clipped; other engines have both",
+    ]
+
+
+def pixel_dtype(device: str, fp32: bool) -> type:
+    """Return the type of the pixels that the engine's loader sends: IPUs take float16 for a half model."""
+    return np.float16 if device == "ipu" and not fp32 else np.float32
+
+
+def versions() -> Dict[str, str]:
+    """Return the versions that a run depends on; those of the IPU stack where they are installed."""
+    names = ["chestxray-vit", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow"]
+    found = {name: version(name) for name in names}
+    for name in ("optimum-graphcore", "poptorch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def leave() -> None:

@@ -34,15 +34,18 @@ class EvaluateFlags:
     )
     device: str = dataclasses.field(
         default="auto",
-        metadata={"help": "engine (default: auto, CUDA where it is)", "choices": ["auto", "ipu", "cuda", "cpu"]},
+        metadata={
+            "help": "engine (default: auto, IPUs or CUDA if there)",
+            "choices": ["auto", "ipu", "cuda", "cpu"],
+        },
     )
 
 
 @reported
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the stage."""
-    own, given, run_dir = flags.parse(
-        EvaluateFlags,
+    (own, ipu_flags), given, run_dir = flags.parse(
+        (EvaluateFlags, flags.IPUFlags),
         "python -m chestxray_vit.evaluate",
         "Score a split with a trained run: predictions.csv and the AUC report.",
         RECIPE_HELP,
@@ -51,22 +54,22 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     )
     if not own.dataset_dir:
         raise InputError("--dataset_dir is missing: name the ingested folder.")
-    evaluate(run_dir, own, given)
+    evaluate(run_dir, own, ipu_flags, given)
     return 0
 
 
-def evaluate(run_dir: str, own: EvaluateFlags, given: Dict[str, Any]) -> None:
+def evaluate(run_dir: str, own: EvaluateFlags, ipu_flags: flags.IPUFlags, given: Dict[str, Any]) -> None:
     """Score a split, and write predictions.csv and the report.
 
     Args:
         run_dir: of `train`, or a checkpoint folder of ours.
-        own: our flags.
+        own, ipu_flags: our flags.
         given: values of TrainingArguments' fields, as `flags.parse` returns them.
 
     Raises:
         InputError: whatever of the input the user can mend.
     """
-    from chestxray_vit import backend, model, phantom, predictions, results, xrays
+    from chestxray_vit import backend, ipu_config, model, phantom, predictions, results, xrays
 
     device = backend.pick_device(own.device)
     vit, processor = model.load_model(run_dir)
@@ -78,11 +81,14 @@ def evaluate(run_dir: str, own: EvaluateFlags, given: Dict[str, Any]) -> None:
             "Ingest with or without --include_no_finding, as for the training."
         )
     output_dir = given["output_dir"] or str(Path(run_dir) / own.split)
-    args = backend.training_arguments({**given, **backend.no_training(), "output_dir": output_dir}, device)
-    trainer = backend.make_trainer(vit, processor, args)
+    args = backend.training_arguments({**given, **backend.no_training(), "output_dir": output_dir}, device, ipu_flags)
+    own_config = Path(run_dir) / ipu_config.FILE
+    config = backend.ipu_config_for(ipu_flags, device, str(own_config) if own_config.is_file() else ipu_config.DEFAULT)
+    trainer = backend.make_trainer(vit, processor, args, config=config)
     if backend.is_main_process():
         logger.info("%s: scoring %s %s images", device, f"{len(dataset):,}", own.split)
-    view = xrays.preprocessed(dataset, xrays.Preprocess(processor))
+    pixels = xrays.Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
+    view = xrays.preprocessed(dataset, pixels)
     logits_NL = backend.predict_logits(trainer, view, targets_NL)
     if backend.is_main_process():
         table = _predictions(dataset, targets_NL[:, :14], logits_NL[:, :14])

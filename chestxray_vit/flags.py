@@ -19,33 +19,56 @@ from chestxray_vit.problems import InputError
 FILES = (".json", ".yaml", ".yml")
 
 
+@dataclasses.dataclass
+class IPUFlags:
+    """What `train` and `evaluate` ask about IPUs, under optimum-graphcore's names."""
+
+    ipu_config_name: Optional[str] = dataclasses.field(
+        default=None,
+        metadata={
+            "metavar": "CONFIG",
+            "help": "ipu_config.json, whose global batch holds on every engine: a folder, vit-base-pod4, or a name "
+            "on the Hub",
+        },
+    )
+    n_ipu: Optional[int] = dataclasses.field(
+        default=None,
+        metadata={"metavar": "N", "help": "IPUs to use, which sets the replicas (default: $NUM_AVAILABLE_IPU)"},
+    )
+    ipu_config_overrides: Optional[str] = dataclasses.field(
+        default=None,
+        metadata={"metavar": "SETTINGS", "help": "such as gradient_accumulation_steps=64,layers_per_ipu=[2 4 4 2]"},
+    )
+    fp32: bool = dataclasses.field(default=False, metadata={"help": "float32 in place of float16 on IPUs"})
+
+
 def parse(
-    own: Type,
+    kinds: Sequence[Type],
     prog: str,
     description: str,
     recipe_help: str,
     argv: Optional[Sequence[str]] = None,
     positional: Optional[Tuple[str, str]] = None,
-) -> Tuple[Any, Dict[str, Any], Optional[str]]:
+) -> Tuple[List[Any], Dict[str, Any], Optional[str]]:
     """Parse a command line of our own flags and those of TrainingArguments.
 
     Args:
-        own: dataclass of our flags, with `help` in the fields' metadata.
+        kinds: dataclasses of our flags, with `help` in the fields' metadata.
         prog, description: for the help.
         recipe_help: what of TrainingArguments is worth a word in the short help.
         argv: as given to `main`; None for the process's own.
         positional: name and help of a positional argument.
 
     Returns:
-        An instance of `own`; the values of TrainingArguments' fields, the recipe's where none was given; and that of
-        the positional argument.
+        An instance of each kind; the values of TrainingArguments' fields, the recipe's where none was given; and that
+        of the positional argument.
 
     Raises:
         InputError: a file of flags that cannot be read, or holds a flag that is none.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if "-h" in argv or "--help" in argv:
-        parser = _parser([own], prog, description, positional)
+        parser = _parser(kinds, prog, description, positional)
         parser.formatter_class = argparse.HelpFormatter  # our own help texts name the defaults that matter
         _print_help(parser, recipe_help)
 
@@ -54,22 +77,23 @@ def parse(
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from chestxray_vit import backend  # only here: it loads torch and the Trainer
 
-    parser = _parser([own, backend.TrainingArguments], prog, description, positional)
+    parser = _parser([*kinds, backend.TrainingArguments], prog, description, positional)
     if "--help_all" in argv:
         parser.set_defaults(**backend.recipe())
         _print_help(parser, "")
     parser.set_defaults(**backend.recipe())
-    known = {field.name for kind in (own, backend.TrainingArguments) for field in dataclasses.fields(kind)}
+    known = {field.name for kind in (*kinds, backend.TrainingArguments) for field in dataclasses.fields(kind)}
     tokens = [_rename(token, backend.name_here) for token in _expand(argv, known, backend.name_here)]
     values = vars(parser.parse_args(tokens))
-    own_names = {field.name for field in dataclasses.fields(own)}
-    ours = own(**{name: value for name, value in values.items() if name in own_names})
+    ours = [kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)}) for kind in kinds]
     training = {name: value for name, value in values.items() if name in backend.FIELDS}
     return ours, training, values[positional[0]] if positional else None
 
 
-def _parser(kinds: List[Type], prog: str, description: str, positional: Optional[Tuple[str, str]]) -> HfArgumentParser:
-    parser = HfArgumentParser(kinds, prog=prog, description=description, allow_abbrev=False, add_help=False)
+def _parser(
+    kinds: Sequence[Type], prog: str, description: str, positional: Optional[Tuple[str, str]]
+) -> HfArgumentParser:
+    parser = HfArgumentParser(list(kinds), prog=prog, description=description, allow_abbrev=False, add_help=False)
     parser.usage = f"{prog} {positional[0].upper() + ' ' if positional else ''}[flags] [flags.yaml]"
     for action in parser._actions:
         action.required = False  # transformers 4 asks for --output_dir; each stage has its own word on it

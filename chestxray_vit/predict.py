@@ -51,7 +51,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     from chestxray_vit import backend, model  # only here: they load torch
 
-    device = backend.pick_device(args.device)
+    device = backend.pick_device(args.device, with_ipu=False)
     vit, processor = model.load_model(args.run)
     unreadable: List[str] = []
     table = io.StringIO()

@@ -1,4 +1,4 @@
-"""Fine-tune a ViT on an ingested data set, on CUDA or CPU, one process or several.
+"""Fine-tune a ViT on an ingested data set, on IPUs, CUDA or CPU, one process or several.
 
     python -m chestxray_vit.train --dataset_dir chest-xray-nihcc --output_dir run
 
@@ -22,7 +22,8 @@ RECIPE_HELP = """flags of TrainingArguments, with the recipe's defaults (--help_
 
 examples:
   python -m chestxray_vit.train --dataset_dir chest-xray-nihcc --output_dir run
-  torchrun --nproc-per-node 2 -m chestxray_vit.train --dataset_dir chest-xray-nihcc --output_dir run"""
+  torchrun --nproc-per-node 2 -m chestxray_vit.train --dataset_dir chest-xray-nihcc --output_dir run
+  python -m chestxray_vit.train --device ipu --n_ipu 16 --dataset_dir chest-xray-nihcc --output_dir run"""
 
 
 @dataclasses.dataclass
@@ -41,20 +42,16 @@ class TrainFlags:
     )
     device: str = dataclasses.field(
         default="auto",
-        metadata={"help": "engine (default: auto, CUDA where it is)", "choices": ["auto", "ipu", "cuda", "cpu"]},
+        metadata={
+            "help": "engine (default: auto, IPUs or CUDA if there)",
+            "choices": ["auto", "ipu", "cuda", "cpu"],
+        },
     )
     global_batch_size: Optional[int] = dataclasses.field(
         default=None,
         metadata={
             "metavar": "N",
             "help": "images of one update, over all processes (default: 128, or the IPU config's)",
-        },
-    )
-    ipu_config_name: Optional[str] = dataclasses.field(
-        default=None,
-        metadata={
-            "metavar": "CONFIG",
-            "help": "ipu_config.json whose global batch to train with: a folder, or vit-base-pod4",
         },
     )
     pos_weight: str = dataclasses.field(
@@ -88,26 +85,42 @@ class TrainFlags:
     )
 
 
+@dataclasses.dataclass
+class TrainIPUFlags(flags.IPUFlags):
+    """What training on IPUs asks besides."""
+
+    loss_scaling: Optional[float] = dataclasses.field(
+        default=None, metadata={"metavar": "X", "help": "factor on the loss in float16 (default: 1)"}
+    )
+    dataloader_mode: str = dataclasses.field(
+        default="sync",
+        metadata={
+            "help": "how the host loads images for IPUs (default: sync)",
+            "choices": ["sync", "async", "async_rebatched"],
+        },
+    )
+
+
 @reported
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the stage."""
-    own, given, _ = flags.parse(
-        TrainFlags,
+    (own, ipu_flags), given, _ = flags.parse(
+        (TrainFlags, TrainIPUFlags),
         "python -m chestxray_vit.train",
-        "Fine-tune a ViT on an ingested ChestX-ray14 folder, on CUDA or CPU.",
+        "Fine-tune a ViT on an ingested ChestX-ray14 folder, on IPUs, CUDA or CPU.",
         RECIPE_HELP,
         argv,
     )
     _check(own, given)
-    train(own, given)
+    train(own, ipu_flags, given)
     return 0
 
 
-def train(own: TrainFlags, given: Dict[str, Any]) -> Dict[str, float]:
+def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> Dict[str, float]:
     """Train, write the run folder, and return the validation metrics of the best checkpoint.
 
     Args:
-        own: our flags.
+        own, ipu_flags: our flags.
         given: values of TrainingArguments' fields, as `flags.parse` returns them.
 
     Raises:
@@ -133,12 +146,12 @@ def train(own: TrainFlags, given: Dict[str, Any]) -> Dict[str, float]:
         given = {**given, "load_best_model_at_end": False}
     targets_NL = xrays.targets_of(datasets["train"])
 
-    ipu_config = backend.read_ipu_config(own.ipu_config_name) if own.ipu_config_name else None
-    given = backend.settle_batch(given, device, own.global_batch_size, ipu_config)
-    args = backend.training_arguments({**given, "resume_from_checkpoint": resume}, device)
+    config = _ipu_config(own, ipu_flags, given, device)
+    batch = backend.settle_batch(given, device, own.global_batch_size, config)
+    args = backend.training_arguments({**given, **batch.fields(), "resume_from_checkpoint": resume}, device, ipu_flags)
     set_seed(args.seed)
     model, processor = _build(own, resume, targets_NL.shape[1])
-    preprocess = xrays.Preprocess(processor)
+    preprocess = xrays.Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
     views = {name: xrays.preprocessed(dataset, preprocess) for name, dataset in datasets.items()}
     trainer = backend.make_trainer(
         model,
@@ -147,24 +160,28 @@ def train(own: TrainFlags, given: Dict[str, Any]) -> Dict[str, float]:
         views["train"],
         views.get("validation"),
         pos_weight=_pos_weight(targets_NL) if own.pos_weight == "auto" else None,
+        config=config,
     )
     if backend.is_main_process():
         if not resume:
             backend.clear_run(output_dir)
-        _announce(len(targets_NL), args, backend.world_size(), device, model)
+        _announce(len(targets_NL), args, batch, device, model)
+        for note in backend.notes(device, config, model):
+            logger.info("%s", note)
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate() if "validation" in views else {}
     if backend.is_main_process():
-        config = {
-            "flags": dataclasses.asdict(own),
+        facts = {
+            "flags": {**dataclasses.asdict(own), **dataclasses.asdict(ipu_flags)},
             "training_arguments": args.to_dict(),
             "device": device,
             "processes": backend.world_size(),
+            "global_batch": {**dataclasses.asdict(batch), "total": batch.total},
             "updates": trainer.state.global_step,
             "versions": backend.versions(),
             "data": run.data_facts(own.dataset_dir, {name: len(dataset) for name, dataset in datasets.items()}),
         }
-        run.write_run(output_dir, trainer.model, processor, trainer.state, config, metrics, ipu_config)
+        run.write_run(output_dir, trainer.trained_model(), processor, trainer.state, facts, metrics, config)
         if "eval_roc_auc" in metrics:
             macro, count = metrics["eval_roc_auc"], metrics["eval_num_findings"]
             print(f"validation AUC {macro:.4f}, mean over {count:.0f} findings (best epoch)")
@@ -209,6 +226,17 @@ def _build(own: TrainFlags, resume: Optional[str], num_labels: int):
     return model.build_model(own.model_name_or_path, labels)
 
 
+def _ipu_config(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any], device: str):
+    """Return the IPU configuration with the accumulation that the flags make of it, or None."""
+    from chestxray_vit import backend, ipu_config
+
+    config = backend.ipu_config_for(ipu_flags, device)
+    if config is None:
+        return None
+    at_a_time, passes = given["per_device_train_batch_size"], given["gradient_accumulation_steps"]
+    return ipu_config.with_batch(config, at_a_time or 1, passes, own.global_batch_size)
+
+
 def _check_validation(targets_NL, dataset_dir: str) -> None:
     """Refuse a validation split on which no finding has an AUC: no best epoch could be chosen."""
     positives_L = targets_NL[:, :14].sum(axis=0)
@@ -225,18 +253,17 @@ def _pos_weight(targets_NL) -> List[float]:
     return [float((len(targets_NL) - count) / count) if count else 1.0 for count in positives_L]
 
 
-def _announce(num_images: int, args, num_processes: int, device: str, model) -> None:
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
-    parts = f"{args.per_device_train_batch_size} at a time x {args.gradient_accumulation_steps}"
-    if num_processes > 1:
-        parts += f" x {num_processes} processes"
+def _announce(num_images: int, args, batch, device: str, model) -> None:
+    copies = f" x {batch.copies} {'replicas' if device == 'ipu' else 'processes'}" if batch.copies > 1 else ""
     logger.info(
-        "%s: %s training images, %s, %s images an update (%s), ViT of %s parameters",
+        "%s: %s training images, %s, %s images an update (%s at a time x %s%s), ViT of %s parameters",
         device,
         f"{num_images:,}",
         f"{args.max_steps:,} updates" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs",
-        batch,
-        parts,
+        batch.total,
+        batch.at_a_time,
+        batch.passes,
+        copies,
         f"{sum(parameter.numel() for parameter in model.parameters()):,}",
     )
 

@@ -87,7 +87,7 @@ def whole_batches(dataset, batch: int, seed: int) -> RandomSampler:
 
 
 class Share(DistributedSampler):
-    """One process's share of `whole_batches`: together, an update's images are those of one process."""
+    """One process's share of `whole_batches`; an update of all processes has the images that one alone would take."""
 
     def __init__(self, dataset, batch: int, seed: int, processes: int, process: int):
         """Args: dataset, batch, seed: of `whole_batches`; processes, process: how many there are, and which this is."""
@@ -96,10 +96,11 @@ class Share(DistributedSampler):
         self.num_samples = len(dataset) // batch * batch // processes
 
     def __iter__(self):
-        """Yield the rows of this epoch, which the Trainer tells by `set_epoch`."""
+        """Yield the rows of an epoch: the one that `set_epoch` told, else the next (in an asynchronous loader)."""
         sampler = whole_batches(self.dataset, self.batch, self.seed)
         for _ in range(self.epoch):
             list(sampler)  # each epoch's order follows from the one before
+        self.epoch += 1
         return iter(list(sampler)[self.rank :: self.num_replicas])
 
 

@@ -20,7 +20,7 @@ STAGES = ("demo", "ingest", "train", "evaluate", "report", "predict")
 # From the upper floor to the ground; a module imports only what stands after it, and no stage another.
 FLOORS = (
     STAGES,
-    ("flags", "backend", "trainer", "run", "model"),
+    ("flags", "backend", "ipu", "trainer", "run", "model", "batch", "ipu_config"),
     ("xrays", "archives", "phantom", "chest", "split", "nih"),
     ("results", "predictions", "auc"),
     ("files", "problems", "findings"),
@@ -34,16 +34,22 @@ LIGHT = (
     "predictions",
     "auc",
     "results",
+    "ipu_config",
+    "batch",
     "ingest",
     "report",
     "phantom",
 )
 OWN_FLAGS = {
-    "train": (
-        "dataset_dir model_name_or_path device global_batch_size ipu_config_name pos_weight overwrite from_scratch "
+    ("train", "TrainFlags"): (
+        "dataset_dir model_name_or_path device global_batch_size pos_weight overwrite from_scratch "
         "image_size patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size"
     ).split(),
-    "evaluate": "dataset_dir split device".split(),
+    ("train", "TrainIPUFlags"): (
+        "ipu_config_name n_ipu ipu_config_overrides fp32 loss_scaling dataloader_mode"
+    ).split(),
+    ("evaluate", "EvaluateFlags"): "dataset_dir split device".split(),
+    ("flags", "IPUFlags"): "ipu_config_name n_ipu ipu_config_overrides fp32".split(),
 }
 
 
@@ -73,6 +79,19 @@ def test_modules_import_downwards_only(module):
     assert imports <= allowed
 
 
+def test_only_the_ipu_engine_knows_the_ipu_stack():
+    foreign = {}
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                if name.split(".")[0] in ("optimum", "poptorch", "popdist", "popart"):
+                    foreign.setdefault(path.stem, []).append(node.col_offset)
+    assert set(foreign) == {"ipu", "backend"}
+    assert all(column > 0 for column in foreign["backend"])  # inside functions
+
+
 @pytest.mark.parametrize("module", LIGHT)
 def test_light_modules_load_neither_torch_nor_transformers(module):
     code = f"import sys, chestxray_vit.{module}; print([n for n in ('torch', 'transformers') if n in sys.modules])"
@@ -94,12 +113,11 @@ def test_help_answers_without_torch(stage):
     assert done.stdout.rstrip().endswith("exit 0 False")
 
 
-@pytest.mark.parametrize("stage", OWN_FLAGS)
-def test_own_flags_are_frozen(stage):
+@pytest.mark.parametrize(("module", "kind"), OWN_FLAGS)
+def test_own_flags_are_frozen(module, kind):
     pytest.importorskip("transformers")
-    module = __import__(f"chestxray_vit.{stage}", fromlist=[stage])
-    kind = getattr(module, f"{stage.capitalize()}Flags")
-    assert [field.name for field in dataclasses.fields(kind)] == OWN_FLAGS[stage]
+    flags = getattr(__import__(f"chestxray_vit.{module}", fromlist=[module]), kind)
+    assert [field.name for field in dataclasses.fields(flags)] == OWN_FLAGS[module, kind]
 
 
 def test_help_all_adds_those_of_training_arguments(capsys):
@@ -154,6 +172,7 @@ def test_readme_tells_of_flags_that_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     known = {f"--{name}" for names in OWN_FLAGS.values() for name in names}
     known |= {f"--{name}" for name in backend.FIELDS} | {"--help", "--help_all", "--nproc-per-node", "--compare"}
+    known |= {"--no-deps", "--num-instances", "--num-replicas", "--ipus-per-replica"}  # pip's and poprun's
     for stage in (ingest, predict):
         known |= set(stage.parser()._option_string_actions)
     assert set(re.findall(r"--[a-z][a-z0-9_-]+", text)) <= known

@@ -20,30 +20,7 @@ from chestxray_vit import backend, evaluate, train, xrays
 from chestxray_vit.findings import FINDINGS
 from chestxray_vit.model import load_model
 from chestxray_vit.problems import InputError
-
-TINY = (
-    "--from_scratch --image_size 64 --patch_size 16 --hidden_size 16 --num_hidden_layers 2 --num_attention_heads 2 "
-    "--intermediate_size 48 --global_batch_size 32 --num_train_epochs 2 --learning_rate 1e-2 --device cpu"
-).split()
-STEPS = "--save_strategy steps --save_steps 3 --eval_strategy steps --eval_steps 3 --logging_steps 2".split()
-TIMES = ("runtime", "per_second", "flos", "train_loss")
-
-
-def trained(dataset, output_dir, *more):
-    """Train the tiny ViT in this process and return its run folder."""
-    command = ["--dataset_dir", str(dataset), "--output_dir", str(output_dir), *TINY, *more]
-    assert train.main(command) == 0
-    return Path(output_dir)
-
-
-def history(run):
-    """Return a run's log without what depends on the clock."""
-    log = json.loads((run / "trainer_state.json").read_text())["log_history"]
-    return [{key: value for key, value in entry.items() if not any(part in key for part in TIMES)} for entry in log]
-
-
-def losses(run):
-    return [entry["loss"] for entry in history(run) if "loss" in entry]
+from tests.training import STEPS, TINY, history, losses, trained
 
 
 @pytest.fixture(scope="module")
@@ -240,13 +217,23 @@ REFUSALS = {
     "dataset_dir is missing": [],
     "output_dir is missing": ["--dataset_dir", "{data}"],
     "--patch_size goes with --from_scratch": ["--dataset_dir", "{data}", "--output_dir", "{new}", "--patch_size", "8"],
-    "trains on CUDA and CPU only": ["--dataset_dir", "{data}", "--output_dir", "{new}", "--device", "ipu"],
+    "PopTorch is not installed. Enable the Poplar SDK": [
+        "--dataset_dir",
+        "{data}",
+        "--output_dir",
+        "{new}",
+        "--device",
+        "ipu",
+    ],
     "no such file. First: python -m chestxray_vit.ingest": ["--dataset_dir", "{new}", "--output_dir", "{new}"],
     "holds an earlier run": ["--dataset_dir", "{data}", "--output_dir", "{run}"],
     "no checkpoint in": ["--dataset_dir", "{data}", "--output_dir", "{new}", "--resume_from_checkpoint", "last"],
     "fewer than one global batch of 4096": ["--global_batch_size", "4096"],
     "global batch 32 is not per_device_train_batch_size 5": ["--per_device_train_batch_size", "5"],
-    "no ipu_config.json there. Known names: vit-base-pod4": ["--ipu_config_name", "pod99"],
+    "no ipu_config.json there. Known names: vit-base-pod16, vit-base-pod4, vit-base-pod64, vit-tiny-2ipu": [
+        "--ipu_config_name",
+        "pod99",
+    ],
     "must be a multiple of patch_size": ["--image_size", "65"],
 }
 
@@ -285,7 +272,7 @@ def test_unknown_flag_in_a_file_is_refused(tmp_path, capsys):
 def test_global_batch_is_settled(given, global_batch_size, ipu_config, expected):
     values = dict(zip(("per_device_train_batch_size", "gradient_accumulation_steps"), given))
     settled = backend.settle_batch(values, "cpu", global_batch_size, ipu_config)
-    assert tuple(settled.values()) == expected
+    assert (settled.at_a_time, settled.passes, settled.copies) == (*expected, 1)
 
 
 def test_contradicting_batch_is_refused():
