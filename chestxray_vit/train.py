@@ -23,7 +23,7 @@ RECIPE_HELP = """flags of TrainingArguments, with the recipe's defaults (--help_
 examples:
   python -m chestxray_vit.train --dataset_dir chest-xray-nihcc --output_dir run
   torchrun --nproc-per-node 2 -m chestxray_vit.train --dataset_dir chest-xray-nihcc --output_dir run
-  python -m chestxray_vit.train --device ipu --n_ipu 16 --dataset_dir chest-xray-nihcc --output_dir run"""
+  python -m chestxray_vit.train --ipu_config_name vit-base-pod16 --dataset_dir chest-xray-nihcc --output_dir run"""
 
 
 @dataclasses.dataclass

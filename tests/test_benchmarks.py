@@ -19,6 +19,7 @@ KEYS = {"benchmark", "work", "unit", "baseline", "baseline_is", "ours", "ratio",
 
 
 def test_all_benchmarks_run_small(tmp_path):
+    pytest.importorskip("datasets")
     path = tmp_path / "numbers.json"
     command = [sys.executable, "-m", "tests.benchmarks", "--rows", "400", "--json", str(path)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}  # beside other tests, two threads of a tiny model only wait
