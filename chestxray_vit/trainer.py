@@ -25,8 +25,8 @@ from chestxray_vit.problems import InputError
 
 logger = logging.getLogger(__name__)
 
-# From version 5 on, accelerate gives each process its share of the images; in 4.29 that is the sampler's work.
-SAMPLER_SHARES = int(transformers.__version__.split(".")[0]) < 5
+# From version 5 on, accelerate gives each process its share of the images, and seeds each epoch's order.
+ACCELERATE_SHARES = int(transformers.__version__.split(".")[0]) >= 5
 
 
 class Restoring:
@@ -74,34 +74,24 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def whole_batches(dataset, batch: int, seed: int) -> RandomSampler:
-    """Draw an epoch of whole global batches: an update of fewer images would weigh them more.
-
-    Args:
-        dataset: the training images.
-        batch: images of one update.
-        seed: of the order; it does not depend on what else was drawn.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return RandomSampler(dataset, num_samples=len(dataset) // batch * batch, generator=generator)
-
-
 class Share(DistributedSampler):
-    """One process's share of `whole_batches`; an update of all processes has the images that one alone would take."""
+    """One process's share of an epoch of whole global batches: an update of fewer images would weigh them more.
 
-    def __init__(self, dataset, batch: int, seed: int, processes: int, process: int):
-        """Args: dataset, batch, seed: of `whole_batches`; processes, process: how many there are, and which this is."""
+    An epoch's order follows from the seed and its number alone, and is that of accelerate's seeded sampler, so that
+    engines, versions and resumed runs see the same images; all processes' shares together make up the batches."""
+
+    def __init__(self, dataset, batch: int, seed: int, processes: int = 1, process: int = 0):
+        """Args: dataset: to draw from; batch: images of one update; processes, process: how many, and which this is."""
         super().__init__(dataset, num_replicas=processes, rank=process, seed=seed)
-        self.batch = batch
-        self.num_samples = len(dataset) // batch * batch // processes
+        self.whole = len(dataset) // batch * batch
+        self.num_samples = self.whole // processes
 
     def __iter__(self):
         """Yield the rows of an epoch: the one that `set_epoch` told, else the next (in an asynchronous loader)."""
-        sampler = whole_batches(self.dataset, self.batch, self.seed)
-        for _ in range(self.epoch):
-            list(sampler)  # each epoch's order follows from the one before
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
         self.epoch += 1
-        return iter(list(sampler)[self.rank :: self.num_replicas])
+        order = torch.randperm(len(self.dataset), generator=generator)[: self.whole]
+        return iter(order[self.rank :: self.num_replicas].tolist())
 
 
 class RestoringTrainer(Restoring, Trainer):
@@ -122,9 +112,10 @@ class RestoringTrainer(Restoring, Trainer):
         args = self.args
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         seed = args.seed if args.data_seed is None else args.data_seed
-        if args.world_size > 1 and SAMPLER_SHARES:
+        if not ACCELERATE_SHARES:
             return Share(self.train_dataset, batch, seed, args.world_size, args.process_index)
-        return whole_batches(self.train_dataset, batch, seed)
+        whole = len(self.train_dataset) // batch * batch
+        return RandomSampler(self.train_dataset, num_samples=whole, generator=torch.Generator().manual_seed(seed))
 
 
 class Progress(ProgressCallback):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from chestxray_vit import backend, evaluate, train, xrays
 from chestxray_vit.findings import FINDINGS
-from chestxray_vit.model import load_model
+from chestxray_vit.model import ViTSize, build_from_scratch, load_model
 from chestxray_vit.problems import InputError
 from tests.training import STEPS, TINY, history, losses, trained
 
@@ -116,6 +116,28 @@ def test_killed_and_resumed_run_equals_the_undisturbed(phantom_dataset, tmp_path
     assert trained(phantom_dataset, killed, *STEPS, "--resume_from_checkpoint", str(first))
     assert (killed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
     assert history(killed) == history(undisturbed)
+
+
+def test_epochs_are_drawn_in_the_same_order_by_every_engine(phantom_dataset, tmp_path):
+    dataset = xrays.load_xrays(phantom_dataset, "train")
+    values = {
+        **backend.recipe(),
+        **backend.no_training(),
+        "output_dir": str(tmp_path),
+        "gradient_accumulation_steps": 4,
+    }
+    vit, processor = build_from_scratch(ViTSize(16, 8, 16, 1, 2, 16))
+    trainer = backend.make_trainer(vit, processor, backend.training_arguments(values, "cpu"), dataset)
+    trainer.data_collator = lambda rows: {"file_name": [row["file_name"] for row in rows]}
+    loader = trainer.get_train_dataloader()
+    for epoch in (0, 1, 2):
+        for part in (loader, getattr(loader, "sampler", None)):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        drawn = [name for batch in loader for name in batch["file_name"]]
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(1337 + epoch)).tolist()
+        names = dataset["file_name"]
+        assert drawn == [names[place] for place in order[: len(dataset) // 4 * 4]]
 
 
 def test_resuming_restores_every_tensor_and_leaves_the_random_state(run, phantom_dataset):
