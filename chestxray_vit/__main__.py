@@ -11,6 +11,7 @@ from chestxray_vit import __version__
 STAGES = {
     "demo": "see the whole way on drawn X-rays, in three minutes on a CPU",
     "ingest": "NIH release -> metadata.jsonl: N-hot labels, split by patient",
+    "plan": "ipu_config.json -> layers, memory and waiting of each stage; checks a pipeline on a CPU",
     "train": "metadata.jsonl -> run/: fine-tune a ViT",
     "evaluate": "run/ -> predictions.csv and the AUC report",
     "report": "predictions.csv -> auc.json, auc.csv, auc.md; compares two runs; needs no torch",

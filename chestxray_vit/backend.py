@@ -16,7 +16,7 @@ from dataclasses import MISSING, asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -27,7 +27,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from chestxray_vit import batch, ipu_config
 from chestxray_vit.auc import compute_metrics
+from chestxray_vit.pipeline import StagePlan
 from chestxray_vit.problems import InputError
+from chestxray_vit.processes import instance, world_size
+from chestxray_vit.shape import Shape
 from chestxray_vit.trainer import LogBeforeSave, Progress, RestoringTrainer
 from chestxray_vit.xrays import collate
 
@@ -125,27 +128,8 @@ def _without_ipus() -> Optional[str]:
     return None
 
 
-def world_size() -> int:
-    """Return the number of processes that torchrun started, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def instance() -> Tuple[int, int]:
-    """Return which of poprun's instances this process is, and how many there are; (0, 1) without it."""
-    if not _is_installed("popdist"):
-        return 0, 1
-    import popdist
-
-    return (popdist.getInstanceIndex(), popdist.getNumInstances()) if popdist.isPopdistEnvSet() else (0, 1)
-
-
-def is_main_process() -> bool:
-    """Tell whether this process is the one that prints and writes."""
-    return int(os.environ.get("RANK", "0")) == 0 and instance()[0] == 0
-
-
 def settle_batch(
-    given: Dict[str, Any], device: str, total: Optional[int], config: Optional[Dict[str, Any]]
+    given: Dict[str, Any], device: str, total: Optional[int], config: Optional[Dict[str, Any]], place: Any = None
 ) -> batch.GlobalBatch:
     """Return how the global batch is cut: that of the IPU configuration, if there is one, on every engine.
 
@@ -154,11 +138,12 @@ def settle_batch(
         device: of `pick_device`.
         total: images of one update, where the user gave them.
         config: of `ipu_config_for`, with its accumulation settled.
+        place: of `stages.take_place`; there the cut is the configuration's own.
     """
     at_a_time, passes = given["per_device_train_batch_size"], given["gradient_accumulation_steps"]
     if config is not None:
         wanted = batch.on_ipus(config, at_a_time)
-        if device == "ipu":
+        if device == "ipu" or place is not None:
             return wanted
         passes, total = None, wanted.total
     return batch.on_processes(at_a_time, passes, total, world_size(), device)
@@ -178,6 +163,33 @@ def ipu_config_for(options: Any, device: str, default: str = ipu_config.DEFAULT)
     return ipu_config.read_ipu_config(name, ipu_config.num_ipus(options.n_ipu), options.ipu_config_overrides)
 
 
+def pipeline_config(options: Any, device: str) -> Dict[str, Any]:
+    """Return the IPU configuration with this run's processes in the IPUs' place.
+
+    Args:
+        options: our flags of pipelines.
+        device: of `pick_device`.
+
+    Raises:
+        InputError: no pipeline can run here, or the processes are not a multiple of the stages.
+    """
+    if device == "ipu":
+        raise InputError("--pipeline is for CUDA and CPU; on IPUs the model is always pipelined. Leave it out.")
+    if not transformers.__version__.startswith("5.") or not _is_installed("torch.distributed.pipelining"):
+        raise InputError(
+            "--pipeline needs transformers 5 and torch.distributed.pipelining (torch 2.6 or newer); found "
+            f"transformers {transformers.__version__}, torch {torch.__version__}."
+        )
+    name, found = options.ipu_config_name, world_size()
+    stages = ipu_config.training(ipu_config.read_ipu_config(name, None, options.ipu_config_overrides)).ipus_per_replica
+    if found % stages or "MASTER_ADDR" not in os.environ:
+        raise InputError(
+            f"--pipeline: {stages} stages need a process each, or a multiple; found {found}. "
+            f"Start them: torchrun --nproc-per-node {stages} -m chestxray_vit.train ..."
+        )
+    return ipu_config.read_ipu_config(name, found, options.ipu_config_overrides)
+
+
 def evaluates(given: Dict[str, Any]) -> bool:
     """Tell whether these values of TrainingArguments' fields evaluate during training."""
     strategy = given[name_here("eval_strategy")]
@@ -194,13 +206,14 @@ def no_training() -> Dict[str, Any]:
     }
 
 
-def training_arguments(given: Dict[str, Any], device: str, options: Any = None) -> Any:
+def training_arguments(given: Dict[str, Any], device: str, options: Any = None, place: Any = None) -> Any:
     """Build the engine's TrainingArguments.
 
     Args:
         given: values of TrainingArguments' fields.
         device: of `pick_device`.
         options: our IPU flags.
+        place: of `stages.take_place`; there a batch is what one replica takes of an update.
 
     Raises:
         InputError: values that contradict each other, or that this engine does not have.
@@ -216,8 +229,14 @@ def training_arguments(given: Dict[str, Any], device: str, options: Any = None) 
             given["ddp_backend"] = "gloo"
     if world_size() > 1 and given.get("ddp_find_unused_parameters") is None:
         given["ddp_find_unused_parameters"] = False
+    kind = TrainingArguments
+    if place is not None:
+        from chestxray_vit import pipelined
+
+        kind = pipelined.StageArguments
+        given = pipelined.share_of(given)
     try:
-        return TrainingArguments(**given)
+        return kind(**given)
     except (ValueError, ImportError) as error:
         raise InputError(f"TrainingArguments: {error}") from error
 
@@ -273,6 +292,8 @@ def make_trainer(
     pos_weight: Optional[Sequence[float]] = None,
     metrics: Callable = compute_metrics,
     config: Optional[Dict[str, Any]] = None,
+    place: Any = None,
+    schedule: str = "1f1b",
 ) -> Any:
     """Return the Trainer of the chosen engine.
 
@@ -282,13 +303,20 @@ def make_trainer(
         train_dataset, eval_dataset: of `chestxray_vit.xrays.preprocessed`.
         pos_weight: L weights of the positives in the loss; None for 1.
         metrics: called with logits and labels of the whole evaluation set.
-        config: of `ipu_config_for`, for IPUs.
+        config: of `ipu_config_for`, for IPUs and pipelines.
+        place: of `stages.take_place`: this process trains one stage.
+        schedule: of the pipeline, one of `schedule.SCHEDULES`.
     """
     if not isinstance(args, TrainingArguments):
         from chestxray_vit import ipu
 
         data = train_dataset, eval_dataset
         return ipu.make_trainer(model, processor, args, config, *data, pos_weight, metrics, instance())
+    if place is not None:
+        from chestxray_vit import pipelined
+
+        data = train_dataset, eval_dataset
+        return pipelined.make_trainer(model, processor, args, config, place, schedule, *data, pos_weight, metrics)
     needed = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
     if train_dataset is not None and len(train_dataset) < needed:
         raise InputError(
@@ -339,16 +367,22 @@ def predict_logits(trainer, dataset, targets_NL: np.ndarray) -> np.ndarray:
     return logits_NL
 
 
-def notes(device: str, config: Optional[Dict[str, Any]], model) -> List[str]:
-    """Return what a user should know of the engine, once a run."""
-    if device != "ipu":
-        return []
-    from chestxray_vit import ipu
+def notes(device: str, config: Optional[Dict[str, Any]], place: Any, micro_batch: int, shape: Shape) -> List[str]:
+    """Return what a user should know of a pipeline, once a run.
 
-    return [
-        ipu.describe(config, model.config.num_hidden_layers),
-        "ipu: AdamW without bias correction, gradients not clipped; other engines have both",
-    ]
+    Args:
+        device, config, place: of this run; without a pipeline there is nothing to say.
+        micro_batch: images that a stage takes at a time.
+        shape: of the model.
+    """
+    if device != "ipu" and place is None:
+        return []
+    plan = StagePlan.from_config(config, shape, micro_batch)
+    told = [f"layers by {'IPU' if place is None else 'process'}: {plan.summary()}"]
+    if device == "ipu":
+        told.append(f"memory, estimated: {plan.advice()[0]}")
+        told.append("ipu: AdamW without bias correction, gradients not clipped; other engines have both")
+    return told
 
 
 def pixel_dtype(device: str, fp32: bool) -> type:
@@ -366,14 +400,3 @@ def versions() -> Dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def leave() -> None:
-    """End the process group, if torchrun started one, after all processes are done.
-
-    Without the wait, gloo's thread may still hold a tensor of the last gathering when the group is taken down;
-    it then waits for Python's lock, and Python for the thread, for ever (seen with torch 2.13).
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()

@@ -69,7 +69,7 @@ def evaluate(run_dir: str, own: EvaluateFlags, ipu_flags: flags.IPUFlags, given:
     Raises:
         InputError: whatever of the input the user can mend.
     """
-    from chestxray_vit import backend, ipu_config, model, phantom, predictions, results, xrays
+    from chestxray_vit import backend, ipu_config, model, phantom, predictions, processes, results, xrays
 
     device = backend.pick_device(own.device)
     vit, processor = model.load_model(run_dir)
@@ -85,12 +85,12 @@ def evaluate(run_dir: str, own: EvaluateFlags, ipu_flags: flags.IPUFlags, given:
     own_config = Path(run_dir) / ipu_config.FILE
     config = backend.ipu_config_for(ipu_flags, device, str(own_config) if own_config.is_file() else ipu_config.DEFAULT)
     trainer = backend.make_trainer(vit, processor, args, config=config)
-    if backend.is_main_process():
+    if processes.is_main_process():
         logger.info("%s: scoring %s %s images", device, f"{len(dataset):,}", own.split)
     pixels = xrays.Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
     view = xrays.preprocessed(dataset, pixels)
     logits_NL = backend.predict_logits(trainer, view, targets_NL)
-    if backend.is_main_process():
+    if processes.is_main_process():
         table = _predictions(dataset, targets_NL[:, :14], logits_NL[:, :14])
         path = Path(output_dir) / "predictions.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def evaluate(run_dir: str, own: EvaluateFlags, ipu_flags: flags.IPUFlags, given:
         print(results.to_text(summary))
         for written in (path, *results.write_results(summary, path.parent)):
             print(f"wrote {written}")
-    backend.leave()
+    processes.leave()
 
 
 def _predictions(dataset, targets_NL, logits_NL):

@@ -13,9 +13,8 @@ import copy
 import functools
 import logging
 import os
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
-import numpy as np
 import poptorch
 import torch
 from optimum.graphcore import IPUConfig, IPUTrainer, IPUTrainingArguments, ipu_configuration
@@ -23,11 +22,12 @@ from optimum.graphcore.models.vit import PipelinedViTForImageClassification
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import ViTForImageClassification
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput
 
 from chestxray_vit import ipu_config as configuration
+from chestxray_vit.pipeline import StagePlan
 from chestxray_vit.problems import InputError
-from chestxray_vit.trainer import LogBeforeSave, Progress, Restoring, Share
+from chestxray_vit.trainer import Filled, LogBeforeSave, Progress, Restoring, Share, scored
 from chestxray_vit.xrays import collate
 
 logger = logging.getLogger(__name__)
@@ -80,22 +80,6 @@ class PipelinedViT(PipelinedViTForImageClassification):
         self.plain().save_pretrained(save_directory, safe_serialization=True)
 
 
-class Filled(torch.utils.data.Dataset):
-    """A data set whose last row is repeated up to whole combined batches; `num_rows` says how many rows are its own."""
-
-    def __init__(self, rows, batch: int):
-        """Args: rows: of `xrays.preprocessed`; batch: images of a combined batch."""
-        self.rows = rows
-        self.num_rows = len(rows)
-        self.length = -(-self.num_rows // batch) * batch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, place: int) -> Dict[str, torch.Tensor]:
-        return self.rows[min(place, self.num_rows - 1)]
-
-
 class PipelinedTrainer(Restoring, IPUTrainer):
     """An IPUTrainer that scores every row once, restores every tensor or fails, and resumes in the same order."""
 
@@ -143,22 +127,16 @@ class PipelinedTrainer(Restoring, IPUTrainer):
         """Score the filled batches, cut off the filling, and compute loss and metrics from the rows that remain."""
         compute_metrics, self.compute_metrics = self.compute_metrics, None
         try:
-            scored = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+            output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         finally:
             self.compute_metrics = compute_metrics
         filled = dataloader.dataset
-        if len(scored.predictions) != len(filled) or len(scored.label_ids) != len(filled):
-            raise RuntimeError(f"{len(filled)} rows in, {len(scored.predictions)} rows out")
-        logits_NL = np.asarray(scored.predictions[: filled.num_rows], dtype=np.float32)
-        targets_NL = np.asarray(scored.label_ids[: filled.num_rows], dtype=np.float32)
-        loss = binary_cross_entropy_with_logits(
-            torch.from_numpy(logits_NL), torch.from_numpy(targets_NL), pos_weight=self.model.pos_weight_L
+        if len(output.predictions) != len(filled) or len(output.label_ids) != len(filled):
+            raise RuntimeError(f"{len(filled)} rows in, {len(output.predictions)} rows out")
+        weight_L = self.model.pos_weight_L
+        return scored(
+            output.predictions, output.label_ids, filled.num_rows, weight_L, compute_metrics, metric_key_prefix
         )
-        metrics = {"loss": loss.item()}
-        if compute_metrics is not None:
-            metrics.update(compute_metrics(EvalPrediction(predictions=logits_NL, label_ids=targets_NL)))
-        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(logits_NL, targets_NL, named, filled.num_rows)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """Make the schedule, and tell the device its first rate: else the first update has the full one."""
@@ -233,8 +211,10 @@ def make_trainer(
     Raises:
         InputError: layers that are not the model's, too few images or IPUs.
     """
-    configuration.check_model(config, model.config.num_hidden_layers)
-    mode = configuration.training(config)
+    plan = StagePlan.from_config(config, model.config, args.per_device_train_batch_size, args.fp32)
+    mode = plan.mode
+    if train_dataset is not None and plan.refusal():
+        raise InputError(f"{plan.refusal()}. Set --gradient_accumulation_steps higher, or use fewer stages.")
     if train_dataset is not None:
         _check_images(len(train_dataset), args, mode)
     needed = max(mode.num_ipus if train_dataset is not None else 0, configuration.inference(config).num_ipus)
@@ -263,21 +243,6 @@ def make_trainer(
     if not args.disable_tqdm:
         trainer.add_callback(Progress())
     return trainer
-
-
-def describe(config: Dict[str, Any], num_layers: int) -> str:
-    """Return in one line what stands on which IPU in training."""
-    mode = configuration.training(config)
-    parts: List[str] = []
-    first = 0
-    for ipu, count in enumerate(mode.layers_by_ipu(num_layers)):
-        held = ["embedding"] if ipu == 0 else []
-        held += [f"layers {first}-{first + count - 1}" if count > 1 else f"layer {first}"] if count else []
-        held += ["norm, head"] if ipu == mode.ipus_per_replica - 1 else []
-        parts.append(f"IPU {ipu}: {', '.join(held) or 'nothing'}")
-        first += count
-    copies = f"; {mode.replication_factor} replicas of this" if mode.replication_factor > 1 else ""
-    return "; ".join(parts) + copies
 
 
 def _check_images(found: int, args: IPUTrainingArguments, mode: configuration.Mode) -> None:

@@ -6,7 +6,7 @@ each of these is looked for here, since all of them train to a plausible but wro
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, List, Sequence, Tuple
 
@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from chestxray_vit.findings import FINDINGS, label_names
 from chestxray_vit.problems import InputError
+from chestxray_vit.shape import Shape
 
 logger = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # loading a ViT takes no time worth a bar
@@ -24,18 +25,6 @@ transformers_logging.set_verbosity_error()  # it warns of torchvision and new he
 
 DEFAULT_CHECKPOINT = "google/vit-base-patch16-224-in21k"
 PROBLEM = "multi_label_classification"
-
-
-@dataclass(frozen=True)
-class ViTSize:
-    """The size of a ViT trained from scratch; the defaults are ViT-B/16's."""
-
-    image_size: int = 224
-    patch_size: int = 16
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
 
 
 def build_model(name_or_path: str = DEFAULT_CHECKPOINT, labels: Sequence[str] = FINDINGS) -> Tuple[Any, Any]:
@@ -63,32 +52,25 @@ def build_model(name_or_path: str = DEFAULT_CHECKPOINT, labels: Sequence[str] = 
     return _load(name_or_path, config, allow_new_head=True)
 
 
-def build_from_scratch(size: ViTSize, labels: Sequence[str] = FINDINGS) -> Tuple[Any, Any]:
-    """Draw a ViT of the given size at random, from torch's global seed; pixels are normalised to [-1, 1].
+def build_from_scratch(shape: Shape, labels: Sequence[str] = FINDINGS) -> Tuple[Any, Any]:
+    """Draw a ViT of the given shape at random, from torch's global seed; pixels are normalised to [-1, 1].
 
     Weights have ViT-B's standard deviation of 0.02 at its width of 768, and more in narrower ones, so that sums over
     the width vary as much: at width 96, 0.08 in place of 0.02 took a phantom's test AUC from .86 to .95.
-
-    Raises:
-        InputError: the sizes do not divide.
     """
     from transformers import ViTImageProcessor  # here: its import warns, where torchvision is not installed
 
-    if size.image_size % size.patch_size or size.hidden_size % size.num_attention_heads:
-        raise InputError(
-            f"image_size {size.image_size} must be a multiple of patch_size {size.patch_size}, and "
-            f"hidden_size {size.hidden_size} of num_attention_heads {size.num_attention_heads}."
-        )
+    sizes = {name: value for name, value in asdict(shape).items() if name != "num_labels"}
     config = ViTConfig(
-        **asdict(size),
-        initializer_range=0.02 * (768 / size.hidden_size) ** 0.5,
+        **sizes,
+        initializer_range=0.02 * (768 / shape.hidden_size) ** 0.5,
         id2label=dict(enumerate(labels)),
         label2id={label: place for place, label in enumerate(labels)},
         problem_type=PROBLEM,
     )
     half = [0.5, 0.5, 0.5]
     processor = ViTImageProcessor(
-        size={"height": size.image_size, "width": size.image_size}, image_mean=half, image_std=half, resample=2
+        size={"height": shape.image_size, "width": shape.image_size}, image_mean=half, image_std=half, resample=2
     )
     return ViTForImageClassification(config), processor
 

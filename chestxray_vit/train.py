@@ -87,7 +87,7 @@ class TrainFlags:
 
 @dataclasses.dataclass
 class TrainIPUFlags(flags.IPUFlags):
-    """What training on IPUs asks besides."""
+    """What training in a pipeline asks besides."""
 
     loss_scaling: Optional[float] = dataclasses.field(
         default=None, metadata={"metavar": "X", "help": "factor on the loss in float16 (default: 1)"}
@@ -98,6 +98,14 @@ class TrainIPUFlags(flags.IPUFlags):
             "help": "how the host loads images for IPUs (default: sync)",
             "choices": ["sync", "async", "async_rebatched"],
         },
+    )
+    pipeline: bool = dataclasses.field(
+        default=False,
+        metadata={"help": "on CUDA or CPU: a process for each stage of --ipu_config_name, started by torchrun"},
+    )
+    pipeline_schedule: str = dataclasses.field(
+        default="1f1b",
+        metadata={"help": "order of forward and backward in --pipeline (default: 1f1b)", "choices": ["1f1b", "gpipe"]},
     )
 
 
@@ -111,7 +119,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         RECIPE_HELP,
         argv,
     )
-    _check(own, given)
+    _check(own, ipu_flags, given)
     train(own, ipu_flags, given)
     return 0
 
@@ -128,14 +136,15 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
     """
     from transformers import set_seed
 
-    from chestxray_vit import backend, run, xrays
+    from chestxray_vit import backend, processes, run, stages, xrays
+    from chestxray_vit.shape import Shape
 
     device = backend.pick_device(own.device)
     output_dir = given["output_dir"]
     resume = given["resume_from_checkpoint"]
     if resume in ("last", "true", "True"):
         resume = backend.last_checkpoint(output_dir)
-    if backend.is_main_process() and not resume:
+    if processes.is_main_process() and not resume:
         run.check_free(output_dir, own.overwrite)
 
     datasets = {"train": xrays.load_xrays(own.dataset_dir, "train")}
@@ -147,10 +156,13 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
     targets_NL = xrays.targets_of(datasets["train"])
 
     config = _ipu_config(own, ipu_flags, given, device)
-    batch = backend.settle_batch(given, device, own.global_batch_size, config)
-    args = backend.training_arguments({**given, **batch.fields(), "resume_from_checkpoint": resume}, device, ipu_flags)
+    place = stages.take_place(config, device) if ipu_flags.pipeline else None
+    batch = backend.settle_batch(given, device, own.global_batch_size, config, place)
+    given = {**given, **batch.fields(), "resume_from_checkpoint": resume}
+    args = backend.training_arguments(given, device, ipu_flags, place)
     set_seed(args.seed)
     model, processor = _build(own, resume, targets_NL.shape[1])
+    num_parameters, shape = model.num_parameters(), Shape.of(model.config)  # now: a pipeline cuts the model
     preprocess = xrays.Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
     views = {name: xrays.preprocessed(dataset, preprocess) for name, dataset in datasets.items()}
     trainer = backend.make_trainer(
@@ -161,38 +173,42 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
         views.get("validation"),
         pos_weight=_pos_weight(targets_NL) if own.pos_weight == "auto" else None,
         config=config,
+        place=place,
+        schedule=ipu_flags.pipeline_schedule,
     )
-    if backend.is_main_process():
+    if processes.is_main_process():
         if not resume:
             backend.clear_run(output_dir)
-        _announce(len(targets_NL), args, batch, device, model)
-        for note in backend.notes(device, config, model):
+        _announce(len(targets_NL), args, batch, device, config, num_parameters)
+        for note in backend.notes(device, config, place, batch.at_a_time, shape):
             logger.info("%s", note)
-    trainer.train(resume_from_checkpoint=resume)
-    metrics = trainer.evaluate() if "validation" in views else {}
-    if backend.is_main_process():
+    with processes.told_of_lost_ones():
+        trainer.train(resume_from_checkpoint=resume)
+        metrics = trainer.evaluate() if "validation" in views else {}
+        trained = trainer.trained_model()
+    if processes.is_main_process():
         facts = {
             "flags": {**dataclasses.asdict(own), **dataclasses.asdict(ipu_flags)},
             "training_arguments": args.to_dict(),
             "device": device,
-            "processes": backend.world_size(),
+            "processes": processes.num_processes(),
             "global_batch": {**dataclasses.asdict(batch), "total": batch.total},
             "updates": trainer.state.global_step,
             "versions": backend.versions(),
             "data": run.data_facts(own.dataset_dir, {name: len(dataset) for name, dataset in datasets.items()}),
         }
-        run.write_run(output_dir, trainer.trained_model(), processor, trainer.state, facts, metrics, config)
+        run.write_run(output_dir, trained, processor, trainer.state, facts, metrics, config)
         if "eval_roc_auc" in metrics:
             macro, count = metrics["eval_roc_auc"], metrics["eval_num_findings"]
             print(f"validation AUC {macro:.4f}, mean over {count:.0f} findings (best epoch)")
         print(
             f"wrote {output_dir}. Next: python -m chestxray_vit.evaluate {output_dir} --dataset_dir {own.dataset_dir}"
         )
-    backend.leave()
+    processes.leave()
     return metrics
 
 
-def _check(own: TrainFlags, given: Dict[str, Any]) -> None:
+def _check(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> None:
     wrong: List[str] = []
     if not own.dataset_dir:
         wrong.append("--dataset_dir is missing: name the ingested folder.")
@@ -203,6 +219,8 @@ def _check(own: TrainFlags, given: Dict[str, Any]) -> None:
         wrong.append(f"--{sizes[0]} goes with --from_scratch: a checkpoint has its own size.")
     if own.global_batch_size is not None and own.global_batch_size < 1:
         wrong.append(f"--global_batch_size is {own.global_batch_size}, expected 1 or more.")
+    if ipu_flags.pipeline and not ipu_flags.ipu_config_name:
+        wrong.append("--pipeline goes with --ipu_config_name, which says where to cut the model.")
     if wrong:
         raise InputError("\n".join(wrong))
 
@@ -216,13 +234,14 @@ def _build(own: TrainFlags, resume: Optional[str], num_labels: int):
     """Return the model and its processor: from the checkpoint to go on with, from scratch, or from a ViT."""
     from chestxray_vit import model
     from chestxray_vit.findings import FINDINGS, label_names
+    from chestxray_vit.shape import Shape
 
     labels = label_names(include_no_finding=num_labels > len(FINDINGS))
     if resume:
         return model.load_model(resume)
     if own.from_scratch:
         sizes = {name: getattr(own, name) for name in _size_names() if getattr(own, name) is not None}
-        return model.build_from_scratch(model.ViTSize(**sizes), labels)
+        return model.build_from_scratch(Shape(**sizes), labels)
     return model.build_model(own.model_name_or_path, labels)
 
 
@@ -230,7 +249,7 @@ def _ipu_config(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]
     """Return the IPU configuration with the accumulation that the flags make of it, or None."""
     from chestxray_vit import backend, ipu_config
 
-    config = backend.ipu_config_for(ipu_flags, device)
+    config = (backend.pipeline_config if ipu_flags.pipeline else backend.ipu_config_for)(ipu_flags, device)
     if config is None:
         return None
     at_a_time, passes = given["per_device_train_batch_size"], given["gradient_accumulation_steps"]
@@ -253,8 +272,8 @@ def _pos_weight(targets_NL) -> List[float]:
     return [float((len(targets_NL) - count) / count) if count else 1.0 for count in positives_L]
 
 
-def _announce(num_images: int, args, batch, device: str, model) -> None:
-    copies = f" x {batch.copies} {'replicas' if device == 'ipu' else 'processes'}" if batch.copies > 1 else ""
+def _announce(num_images: int, args, batch, device: str, config, num_parameters: int) -> None:
+    copies = f" x {batch.copies} {'processes' if config is None else 'replicas'}" if batch.copies > 1 else ""
     logger.info(
         "%s: %s training images, %s, %s images an update (%s at a time x %s%s), ViT of %s parameters",
         device,
@@ -264,7 +283,7 @@ def _announce(num_images: int, args, batch, device: str, model) -> None:
         batch.at_a_time,
         batch.passes,
         copies,
-        f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        f"{num_parameters:,}",
     )
 
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 import torch
 import transformers
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DistributedSampler, RandomSampler
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from chestxray_vit.model import labels_of, load_model
 from chestxray_vit.problems import InputError
@@ -52,7 +54,8 @@ class Restoring:
         self._restore(resume_from_checkpoint, self.model if model is None else model)
 
     def _load_best_model(self):
-        logger.info("loading the best checkpoint: %s", Path(self.state.best_model_checkpoint).name)
+        if self.is_world_process_zero():
+            logger.info("loading the best checkpoint: %s", Path(self.state.best_model_checkpoint).name)
         self._restore(self.state.best_model_checkpoint, self.model)
 
     def _restore(self, folder: str, model) -> None:
@@ -94,6 +97,51 @@ class Share(DistributedSampler):
         return iter(order[self.rank :: self.num_replicas].tolist())
 
 
+class Filled(torch.utils.data.Dataset):
+    """A data set whose last row is repeated up to whole batches; `num_rows` says how many rows are its own."""
+
+    def __init__(self, rows, batch: int):
+        """Args: rows: of `xrays.preprocessed`; batch: images of which there must be whole ones."""
+        self.rows = rows
+        self.num_rows = len(rows)
+        self.length = -(-self.num_rows // batch) * batch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, place: int) -> Dict[str, torch.Tensor]:
+        return self.rows[min(place, self.num_rows - 1)]
+
+
+def scored(
+    logits_NL: np.ndarray,
+    targets_NL: np.ndarray,
+    num_rows: int,
+    pos_weight_L: Optional[torch.Tensor],
+    compute_metrics: Optional[Callable],
+    prefix: str,
+) -> EvalLoopOutput:
+    """Cut off the filling, and return loss and metrics of the rows that remain.
+
+    Args:
+        logits_NL, targets_NL: of all rows of a `Filled`, in its order.
+        num_rows: its own.
+        pos_weight_L: weights of the positives in the loss.
+        compute_metrics: of the Trainer.
+        prefix: of the metrics' names.
+    """
+    logits_NL = np.asarray(logits_NL[:num_rows], dtype=np.float32)
+    targets_NL = np.asarray(targets_NL[:num_rows], dtype=np.float32)
+    loss = binary_cross_entropy_with_logits(
+        torch.from_numpy(logits_NL), torch.from_numpy(targets_NL), pos_weight=pos_weight_L
+    )
+    metrics = {"loss": loss.item()}
+    if compute_metrics is not None:
+        metrics.update(compute_metrics(EvalPrediction(predictions=logits_NL, label_ids=targets_NL)))
+    named = {f"{prefix}_{name}": value for name, value in metrics.items()}
+    return EvalLoopOutput(logits_NL, targets_NL, named, num_rows)
+
+
 class RestoringTrainer(Restoring, Trainer):
     """A Trainer for several findings at once, on CUDA and CPU, that restores every tensor of a checkpoint, or fails."""
 
@@ -104,7 +152,7 @@ class RestoringTrainer(Restoring, Trainer):
         outputs = model(pixel_values=inputs["pixel_values"])
         logits_BL = outputs.logits.float()
         weight_L = None if self.pos_weight_L is None else self.pos_weight_L.to(logits_BL.device)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits_BL, inputs["labels"], pos_weight=weight_L)
+        loss = binary_cross_entropy_with_logits(logits_BL, inputs["labels"], pos_weight=weight_L)
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
 
     def _get_train_sampler(self, *_):

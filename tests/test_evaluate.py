@@ -13,8 +13,9 @@ pytest.importorskip("transformers")
 
 from chestxray_vit import backend, evaluate, ingest, model, predict, predictions, xrays
 from chestxray_vit.findings import FINDINGS, label_names
+from chestxray_vit.shape import Shape
 
-TINY = model.ViTSize(
+TINY = Shape(
     image_size=64, patch_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
 )
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from chestxray_vit import model
 from chestxray_vit.findings import FINDINGS, label_names
 from chestxray_vit.problems import InputError
+from chestxray_vit.shape import Shape
 
-TINY = model.ViTSize(
+TINY = Shape(
     image_size=32, patch_size=16, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
 )
 
@@ -68,14 +69,14 @@ def test_scratch_is_vit_base_by_default():
     # patches 3*16*16*768 + 768 = 590,592; class token 768; positions 197*768 = 151,296
     # a layer: 4 * (768*768 + 768) + 2 * 2*768 + 768*3072 + 3072 + 3072*768 + 768 = 7,087,872
     # last norm 1,536; head 768*14 + 14 = 10,766
-    vit, _ = model.build_from_scratch(model.ViTSize())
+    vit, _ = model.build_from_scratch(Shape())
     expected = 590_592 + 768 + 151_296 + 12 * 7_087_872 + 1_536 + 10_766
     assert sum(parameter.numel() for parameter in vit.parameters()) == expected
 
 
 def test_scratch_draws_narrow_weights_wider():
     # 0.02 at width 768; 0.02 * sqrt(768 / 48) = 0.08 at width 48
-    vit, _ = model.build_from_scratch(model.ViTSize(hidden_size=48, num_hidden_layers=1, num_attention_heads=3))
+    vit, _ = model.build_from_scratch(Shape(hidden_size=48, num_hidden_layers=1, num_attention_heads=3))
     assert vit.config.initializer_range == pytest.approx(0.08)
     intermediate = next(tensor for name, tensor in vit.state_dict().items() if tensor.shape == (3072, 48))
     assert intermediate.std().item() == pytest.approx(0.08, rel=0.01)
@@ -83,7 +84,7 @@ def test_scratch_draws_narrow_weights_wider():
 
 def test_scratch_refuses_sizes_that_do_not_divide():
     with pytest.raises(InputError, match="image_size 30 must be a multiple of patch_size 16"):
-        model.build_from_scratch(model.ViTSize(image_size=30))
+        model.build_from_scratch(Shape(image_size=30))
 
 
 def test_run_reloads_every_tensor(run_dir):

@@ -16,11 +16,27 @@ from chestxray_vit import __main__
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "chestxray_vit"
-STAGES = ("demo", "ingest", "train", "evaluate", "report", "predict")
+STAGES = ("demo", "ingest", "plan", "train", "evaluate", "report", "predict")
 # From the upper floor to the ground; a module imports only what stands after it, and no stage another.
 FLOORS = (
     STAGES,
-    ("flags", "backend", "ipu", "trainer", "run", "model", "batch", "ipu_config"),
+    (
+        "flags",
+        "backend",
+        "ipu",
+        "pipelined",
+        "trainer",
+        "check",
+        "stages",
+        "processes",
+        "run",
+        "model",
+        "pipeline",
+        "schedule",
+        "shape",
+        "batch",
+        "ipu_config",
+    ),
     ("xrays", "archives", "phantom", "chest", "split", "nih"),
     ("results", "predictions", "auc"),
     ("files", "problems", "findings"),
@@ -36,6 +52,10 @@ LIGHT = (
     "results",
     "ipu_config",
     "batch",
+    "shape",
+    "schedule",
+    "pipeline",
+    "plan",
     "ingest",
     "report",
     "phantom",
@@ -46,7 +66,7 @@ OWN_FLAGS = {
         "image_size patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size"
     ).split(),
     ("train", "TrainIPUFlags"): (
-        "ipu_config_name n_ipu ipu_config_overrides fp32 loss_scaling dataloader_mode"
+        "ipu_config_name n_ipu ipu_config_overrides fp32 loss_scaling dataloader_mode pipeline pipeline_schedule"
     ).split(),
     ("evaluate", "EvaluateFlags"): "dataset_dir split device".split(),
     ("flags", "IPUFlags"): "ipu_config_name n_ipu ipu_config_overrides fp32".split(),
@@ -88,8 +108,8 @@ def test_only_the_ipu_engine_knows_the_ipu_stack():
             for name in names:
                 if name.split(".")[0] in ("optimum", "poptorch", "popdist", "popart"):
                     foreign.setdefault(path.stem, []).append(node.col_offset)
-    assert set(foreign) == {"ipu", "backend"}
-    assert all(column > 0 for column in foreign["backend"])  # inside functions
+    assert set(foreign) == {"ipu", "backend", "processes"}
+    assert all(column > 0 for name in ("backend", "processes") for column in foreign[name])  # inside functions
 
 
 @pytest.mark.parametrize("module", LIGHT)
@@ -167,13 +187,13 @@ def test_readme_first_screen():
 
 def test_readme_tells_of_flags_that_exist():
     pytest.importorskip("transformers")
-    from chestxray_vit import backend, ingest, predict
+    from chestxray_vit import backend, ingest, plan, predict
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     known = {f"--{name}" for names in OWN_FLAGS.values() for name in names}
     known |= {f"--{name}" for name in backend.FIELDS} | {"--help", "--help_all", "--nproc-per-node", "--compare"}
     known |= {"--no-deps", "--num-instances", "--num-replicas", "--ipus-per-replica"}  # pip's and poprun's
-    for stage in (ingest, predict):
+    for stage in (ingest, plan, predict):
         known |= set(stage.parser()._option_string_actions)
     assert set(re.findall(r"--[a-z][a-z0-9_-]+", text)) <= known
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from chestxray_vit import backend, evaluate, train, xrays
 from chestxray_vit.findings import FINDINGS
-from chestxray_vit.model import ViTSize, build_from_scratch, load_model
+from chestxray_vit.model import build_from_scratch, load_model
 from chestxray_vit.problems import InputError
+from chestxray_vit.shape import Shape
 from tests.training import STEPS, TINY, history, losses, trained
 
 
@@ -126,7 +127,9 @@ def test_epochs_are_drawn_in_the_same_order_by_every_engine(phantom_dataset, tmp
         "output_dir": str(tmp_path),
         "gradient_accumulation_steps": 4,
     }
-    vit, processor = build_from_scratch(ViTSize(16, 8, 16, 1, 2, 16))
+    vit, processor = build_from_scratch(
+        Shape(16, 8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    )
     trainer = backend.make_trainer(vit, processor, backend.training_arguments(values, "cpu"), dataset)
     trainer.data_collator = lambda rows: {"file_name": [row["file_name"] for row in rows]}
     loader = trainer.get_train_dataloader()

@@ -18,7 +18,7 @@ from typing import Optional, Sequence
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of Hugging Face's: no round may wait for a network
 
-from tests.benchmarks import data, learning
+from tests.benchmarks import data, learning, pipelines
 from tests.benchmarks.measure import machine, to_markdown
 from tests.benchmarks.releases import FULL
 
@@ -29,6 +29,7 @@ BENCHMARKS = {
     "preprocess": data.preprocess,
     "auc": learning.auc_of_test_list,
     "step": learning.training_step,
+    "pipeline": pipelines.two_stages,
 }
 
 

@@ -133,10 +133,11 @@ def preprocess(scratch: Path, num_rows: int) -> List[Result]:
     from PIL import Image
     from transformers import AutoImageProcessor
 
-    from chestxray_vit.model import ViTSize, build_from_scratch
+    from chestxray_vit.model import build_from_scratch
+    from chestxray_vit.shape import Shape
     from chestxray_vit.xrays import Preprocess, read_grey
 
-    small = ViTSize(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
+    small = Shape(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
     build_from_scratch(small)[1].save_pretrained(scratch / "vit")
     processor = AutoImageProcessor.from_pretrained(scratch / "vit")
     ours = Preprocess(processor)

@@ -60,11 +60,12 @@ def training_step(scratch: Path, num_rows: int) -> List[Result]:
     from transformers import TrainerCallback
 
     from chestxray_vit import backend
-    from chestxray_vit.model import ViTSize, build_from_scratch
+    from chestxray_vit.model import build_from_scratch
+    from chestxray_vit.shape import Shape
     from chestxray_vit.xrays import collate
 
     full = num_rows >= FULL
-    size = ViTSize(224 if full else 32, 16, 192, 12 if full else 1, 3, 768)  # ViT-Ti/16
+    size = Shape(224 if full else 32, 16, 3, 192, 12 if full else 1, 3, 768)  # ViT-Ti/16
     batch, num_steps, rate, seed = 8, 32 if full else 6, 1e-4, 1337
     generator = torch.Generator().manual_seed(seed)
     rows = [

@@ -18,10 +18,11 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from chestxray_vit import backend, evaluate, ipu_config, train, xrays
+from chestxray_vit import backend, evaluate, ipu_config, processes, train, xrays
 from chestxray_vit.flags import IPUFlags
-from chestxray_vit.model import ViTSize, build_from_scratch, load_model
+from chestxray_vit.model import build_from_scratch, load_model
 from chestxray_vit.predictions import read_predictions
+from chestxray_vit.shape import Shape
 from tests.training import TINY_VIT, history, losses, trained
 
 ON_IPUS = [*TINY_VIT, "--device", "ipu", "--ipu_config_name", "vit-tiny-2ipu"]
@@ -44,7 +45,7 @@ def scored(run, dataset, output_dir, *more):
 
 def small_trainer(tmp_path, config, rows=None, eval_rows=None, metrics=None, fp32=True, layers=2, **given):
     """Return an IPU trainer of a ViT of 16 x 16 pixels in patches of 8."""
-    size = ViTSize(16, 8, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=16)
+    size = Shape(16, 8, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=16)
     torch.manual_seed(0)
     vit, processor = build_from_scratch(size)
     values = {**backend.recipe(), **backend.no_training(), "output_dir": str(tmp_path), **given}
@@ -115,8 +116,9 @@ def test_overrides_are_read_as_the_real_ipu_config_reads_them(poptorch):
 
 
 def test_pod4_places_a_model_of_twelve_layers(poptorch, tmp_path):
-    config = ipu_config.read_ipu_config("vit-base-pod4", 16, "gradient_accumulation_steps=1")
-    trainer = small_trainer(tmp_path, config, drawn_rows(8), layers=12, max_steps=1)
+    config = ipu_config.read_ipu_config("vit-base-pod4", 16, "gradient_accumulation_steps=7")
+    given = {"max_steps": 1, "gradient_accumulation_steps": 7}
+    trainer = small_trainer(tmp_path, config, drawn_rows(28), layers=12, **given)
     trainer.train()
     training = next(executor for executor in poptorch.executors if executor.training)
     assert training.options.replication_factor == 4
@@ -323,6 +325,10 @@ REFUSED = {
     "outside (0, 1]: matmul_proportion is 3.0": ["--ipu_config_overrides", "matmul_proportion=3.0"],
     "133 training images are fewer than the 1,024 of one combined batch": ["--gradient_accumulation_steps", "1024"],
     "not a multiple of ipus_per_replica 2": ["--n_ipu", "1"],
+    "gradient_accumulation_steps 2 is below 2 x 2 IPUs - 1: PopART refuses such a pipeline": [
+        "--gradient_accumulation_steps",
+        "2",
+    ],
     "--dataloader_mode async_rebatched needs --dataloader_num_workers 2": ["--dataloader_mode", "async_rebatched"],
     "--bf16, --optim: IPUs have no such flag": ["--bf16", "true", "--optim", "sgd"],
     "global batch 7 is not per_device_train_batch_size 1 x replicas 2": ["--n_ipu", "4", "--global_batch_size", "7"],
@@ -386,7 +392,8 @@ def test_differences_are_said_once(phantom_dataset, tmp_path, caplog):
     caplog.set_level("INFO")
     trained(phantom_dataset, tmp_path / "run", tiny=ON_IPUS)
     assert caplog.text.count("AdamW without bias correction, gradients not clipped") == 1
-    assert caplog.text.count("IPU 0: embedding, layer 0; IPU 1: layer 1, norm, head") == 1
+    assert caplog.text.count("layers by IPU: embedding, 0 | 1, norm, head") == 1
+    assert caplog.text.count("memory, estimated: IPU 0 is the fullest: 0 of 900 MB") == 1
 
 
 # poprun
@@ -399,7 +406,7 @@ def test_only_the_first_instance_of_poprun_writes(phantom_dataset, poptorch, tmp
     for index in (0, 1):
         poptorch.reset()
         monkeypatch.setenv("DOUBLE_POPDIST_INSTANCE", str(index))
-        assert backend.instance() == (index, 2)
+        assert processes.instance() == (index, 2)
         command = ["--dataset_dir", str(phantom_dataset), "--output_dir", str(tmp_path / str(index)), *ON_IPUS, *more]
         assert train.main(command) == 0
         training = next(executor for executor in poptorch.executors if executor.training)
