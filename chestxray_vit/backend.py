@@ -10,12 +10,10 @@ import inspect
 import logging
 import os
 import platform
-import shutil
 import tempfile
 from dataclasses import MISSING, asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
@@ -23,7 +21,6 @@ import torch
 import transformers
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from chestxray_vit import batch, ipu_config
 from chestxray_vit.auc import compute_metrics
@@ -263,24 +260,6 @@ def _ipu_arguments(given: Dict[str, Any], options: Any) -> Any:
     return ipu.training_arguments(
         given, {**theirs, "ipu_config_name": None, "n_ipu": None, "ipu_config_overrides": None}
     )
-
-
-def last_checkpoint(output_dir: str) -> str:
-    """Return the newest checkpoint of a run.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-    if found is None:
-        raise InputError(f"--resume_from_checkpoint: no checkpoint in {output_dir}. Start without this flag.")
-    return found
-
-
-def clear_run(output_dir: str) -> None:
-    """Remove an earlier run's checkpoints, so that none of them is taken for this run's."""
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        shutil.rmtree(folder)
 
 
 def make_trainer(

@@ -235,7 +235,7 @@ def _find(name: str) -> Path:
             return path
     if name.count("/") == 1 and not Path(name).exists():
         return _fetch(name)
-    raise InputError(f"--ipu_config_name {name}: no {FILE} there. Known names: {', '.join(known_names())}.")
+    raise InputError(f"IPU configuration {name}: no {FILE} there. Known names: {', '.join(known_names())}.")
 
 
 def _fetch(name: str) -> Path:
@@ -247,7 +247,7 @@ def _fetch(name: str) -> Path:
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         same = f" {DEFAULT} has the same values." if name == HUB else ""
         raise InputError(
-            f"--ipu_config_name {name}: no such folder, and it could not be fetched from the Hub: "
+            f"IPU configuration {name}: no such folder, and it could not be fetched from the Hub: "
             f"{str(error).splitlines()[0]} Known names: {', '.join(known_names())}.{same}"
         ) from error
 

@@ -5,7 +5,9 @@ The checkpoint is written aside and moved in; train_config.json comes last and s
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -15,6 +17,8 @@ from chestxray_vit.findings import FINDINGS
 from chestxray_vit.phantom import is_drawn
 from chestxray_vit.problems import InputError
 from chestxray_vit.xrays import METADATA, find_metadata
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "train_config.json"
 
@@ -27,6 +31,28 @@ def check_free(output_dir: str, overwrite: bool) -> None:
             f"{output_dir}: holds an earlier run ({', '.join(sorted(earlier)[:3])}). "
             "Go on with it (--resume_from_checkpoint last), replace it (--overwrite), or name another --output_dir."
         )
+
+
+def last_checkpoint(output_dir: str) -> str:
+    """Return the newest whole checkpoint of a run; one that was being written when its process ended is passed over.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [folder for folder in Path(output_dir).glob("checkpoint-*") if folder.name[len("checkpoint-") :].isdigit()]
+    folders = sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
+    while folders:
+        folder = folders.pop()
+        if (folder / "trainer_state.json").is_file() and list(folder.glob("rng_state*.pth")):  # both come last
+            return str(folder)
+        logger.warning("%s is not whole, and passed over", folder)
+    raise InputError(f"--resume_from_checkpoint: no checkpoint in {output_dir}. Start without this flag.")
+
+
+def clear_run(output_dir: str) -> None:
+    """Remove an earlier run's checkpoints, so that none of them is taken for this run's."""
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        shutil.rmtree(folder)
 
 
 def data_facts(dataset_dir: str, num_images: Dict[str, int]) -> Dict[str, Any]:

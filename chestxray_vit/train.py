@@ -143,7 +143,7 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
     output_dir = given["output_dir"]
     resume = given["resume_from_checkpoint"]
     if resume in ("last", "true", "True"):
-        resume = backend.last_checkpoint(output_dir)
+        resume = run.last_checkpoint(output_dir)
     if processes.is_main_process() and not resume:
         run.check_free(output_dir, own.overwrite)
 
@@ -178,7 +178,7 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
     )
     if processes.is_main_process():
         if not resume:
-            backend.clear_run(output_dir)
+            run.clear_run(output_dir)
         _announce(len(targets_NL), args, batch, device, config, num_parameters)
         for note in backend.notes(device, config, place, batch.at_a_time, shape):
             logger.info("%s", note)

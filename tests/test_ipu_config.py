@@ -222,7 +222,7 @@ def test_hub_name_is_read_from_the_cache_without_a_network(tmp_path):
 
 def test_hub_name_without_network_or_cache_tells_of_the_same_values_here(tmp_path):
     text = read_offline("Graphcore/vit-base-ipu", tmp_path)
-    assert "InputError: --ipu_config_name Graphcore/vit-base-ipu: no such folder, and it could not be fetched" in text
+    assert "InputError: IPU configuration Graphcore/vit-base-ipu: no such folder, and it could not be fetched" in text
     assert "vit-base-pod4 has the same values." in text
 
 

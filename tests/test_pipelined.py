@@ -190,7 +190,7 @@ def test_killing_one_stage_ends_the_others_and_the_run_goes_on(undisturbed, phan
     assert "another process of this run has ended" in log.read_text() or "Signal 9 (SIGKILL)" in log.read_text()
     whole = [path.parent.name for path in run.glob("checkpoint-*/trainer_state.json")]
     last = max(int(name.split("-")[1]) for name in whole)
-    more = ["--max_steps", str(last + 5), "--resume_from_checkpoint", str(run / f"checkpoint-{last}")]
+    more = ["--max_steps", str(last + 5), "--resume_from_checkpoint", "last"]
     _, printed = piped(phantom_dataset, run, *SAVING, *more)
     assert json.loads((run / "train_config.json").read_text())["updates"] == last + 5
     assert "validation AUC" in printed

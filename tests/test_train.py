@@ -17,6 +17,7 @@ pytest.importorskip("transformers")
 from safetensors.torch import load_file
 
 from chestxray_vit import backend, evaluate, train, xrays
+from chestxray_vit import run as run_folder
 from chestxray_vit.findings import FINDINGS
 from chestxray_vit.model import build_from_scratch, load_model
 from chestxray_vit.problems import InputError
@@ -158,6 +159,15 @@ def test_resuming_restores_every_tensor_and_leaves_the_random_state(run, phantom
 
     expected = ViTForImageClassification.from_pretrained(checkpoint).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in vit.state_dict().items())
+
+
+def test_checkpoint_that_is_not_whole_is_passed_over(tmp_path, caplog):
+    for name, files in {"9": ("trainer_state.json", "rng_state.pth"), "10": ("trainer_state.json",), "11": ()}.items():
+        (tmp_path / f"checkpoint-{name}").mkdir()
+        for file in files:
+            (tmp_path / f"checkpoint-{name}" / file).touch()
+    assert run_folder.last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-9")
+    assert [record.getMessage().split(" ")[0][-2:] for record in caplog.records] == ["11", "10"]
 
 
 def test_damaged_checkpoint_does_not_resume(run, phantom_dataset, tmp_path, capsys):
