@@ -69,7 +69,7 @@ def auc(targets_N: ArrayLike, scores_N: ArrayLike) -> float:
     Raises:
         ValueError: shapes differ, a score is not finite, or a target is neither 0 nor 1.
     """
-    targets_N, scores_N = _checked(targets_N, scores_N, num_axes=1)
+    targets_N, scores_N = checked(targets_N, scores_N, num_axes=1)
     positives, negatives = scores_N[targets_N], scores_N[~targets_N]
     pairs = len(positives) * len(negatives)
     return int(_wins(positives, negatives).sum()) / (2 * pairs) if pairs else math.nan
@@ -105,7 +105,7 @@ def obuchowski(targets_N: ArrayLike, scores_N: ArrayLike, patients_N: ArrayLike)
     Raises:
         ValueError: as `auc`, or a patient is missing.
     """
-    targets_N, scores_N = _checked(targets_N, scores_N, num_axes=1)
+    targets_N, scores_N = checked(targets_N, scores_N, num_axes=1)
     estimate = macro(targets_N[:, None], scores_N[:, None], patients_N)
     return Estimate(estimate.auc, estimate.variance, estimate.low, estimate.high)
 
@@ -127,8 +127,8 @@ def macro(targets_NL: ArrayLike, scores_NL: ArrayLike, patients_N: Optional[Arra
     Raises:
         ValueError: as `auc`, or a patient is missing.
     """
-    targets_NL, scores_NL = _checked(targets_NL, scores_NL, num_axes=2)
-    patients_N = _patient_codes(patients_N, len(targets_NL))
+    targets_NL, scores_NL = checked(targets_NL, scores_NL, num_axes=2)
+    patients_N = patient_codes(patients_N, len(targets_NL))
     targets_NL, scores_NL = _defined(targets_NL, scores_NL)
     num_findings = targets_NL.shape[1]
     if num_findings == 0:
@@ -158,8 +158,8 @@ def compare(
     Raises:
         ValueError: as `auc`, or a patient is missing.
     """
-    targets_N, scores_a_N = _checked(targets_N, scores_a_N, num_axes=1)
-    _, scores_b_N = _checked(targets_N, scores_b_N, num_axes=1)
+    targets_N, scores_a_N = checked(targets_N, scores_a_N, num_axes=1)
+    _, scores_b_N = checked(targets_N, scores_b_N, num_axes=1)
     return compare_macro(targets_N[:, None], scores_a_N[:, None], scores_b_N[:, None], patients_N)
 
 
@@ -180,9 +180,9 @@ def compare_macro(
     Raises:
         ValueError: as `auc`, or a patient is missing.
     """
-    targets_NL, scores_a_NL = _checked(targets_NL, scores_a_NL, num_axes=2)
-    _, scores_b_NL = _checked(targets_NL, scores_b_NL, num_axes=2)
-    patients_N = _patient_codes(patients_N, len(targets_NL))
+    targets_NL, scores_a_NL = checked(targets_NL, scores_a_NL, num_axes=2)
+    _, scores_b_NL = checked(targets_NL, scores_b_NL, num_axes=2)
+    patients_N = patient_codes(patients_N, len(targets_NL))
     _, scores_a_NL = _defined(targets_NL, scores_a_NL)
     targets_NL, scores_b_NL = _defined(targets_NL, scores_b_NL)
     if targets_NL.shape[1] == 0:
@@ -217,7 +217,7 @@ def compute_metrics(eval_prediction: Any) -> Dict[str, float]:
     """
     predictions = eval_prediction.predictions
     logits_NL = finite_logits(predictions[0] if isinstance(predictions, tuple) else predictions)
-    targets_NL, logits_NL = _checked(eval_prediction.label_ids, logits_NL, num_axes=2)
+    targets_NL, logits_NL = checked(eval_prediction.label_ids, logits_NL, num_axes=2)
     names = label_names(include_no_finding=logits_NL.shape[1] == len(FINDINGS) + 1)
     if logits_NL.shape[1] != len(names):
         raise ValueError(f"logits have {logits_NL.shape[1]} columns, expected {len(FINDINGS)} or {len(FINDINGS) + 1}")
@@ -246,7 +246,7 @@ def finite_logits(logits: ArrayLike) -> np.ndarray:
     return logits
 
 
-def _checked(targets: ArrayLike, scores: ArrayLike, num_axes: int) -> Tuple[np.ndarray, np.ndarray]:
+def checked(targets: ArrayLike, scores: ArrayLike, num_axes: int) -> Tuple[np.ndarray, np.ndarray]:
     """Return targets as booleans and scores as float64, or raise ValueError."""
     targets, scores = np.asarray(targets), np.asarray(scores, dtype=np.float64)
     if targets.shape != scores.shape or targets.ndim != num_axes:
@@ -260,7 +260,7 @@ def _checked(targets: ArrayLike, scores: ArrayLike, num_axes: int) -> Tuple[np.n
     return positive, scores
 
 
-def _patient_codes(patients_N: Optional[ArrayLike], num_images: int) -> np.ndarray:
+def patient_codes(patients_N: Optional[ArrayLike], num_images: int) -> np.ndarray:
     """Return patients as codes 0 to P - 1."""
     if patients_N is None:
         return np.arange(num_images)

@@ -25,6 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from chestxray_vit import batch, ipu_config
 from chestxray_vit.auc import compute_metrics
 from chestxray_vit.pipeline import StagePlan
+from chestxray_vit.pixels import Front
 from chestxray_vit.problems import InputError
 from chestxray_vit.processes import instance, world_size
 from chestxray_vit.shape import Shape
@@ -273,29 +274,33 @@ def make_trainer(
     config: Optional[Dict[str, Any]] = None,
     place: Any = None,
     schedule: str = "1f1b",
+    front: Optional[Front] = None,
 ) -> Any:
     """Return the Trainer of the chosen engine.
 
     Args:
         model, processor: of `chestxray_vit.model`; the processor is saved beside every checkpoint.
         args: of `training_arguments`; those for IPUs make an IPUTrainer.
-        train_dataset, eval_dataset: of `chestxray_vit.xrays.preprocessed`.
+        train_dataset, eval_dataset: of `chestxray_vit.pixels.views_of`.
         pos_weight: L weights of the positives in the loss; None for 1.
         metrics: called with logits and labels of the whole evaluation set.
         config: of `ipu_config_for`, for IPUs and pipelines.
         place: of `stages.take_place`: this process trains one stage.
         schedule: of the pipeline, one of `schedule.SCHEDULES`.
+        front: for cached planes; None for pixel values.
     """
     if not isinstance(args, TrainingArguments):
         from chestxray_vit import ipu
 
         data = train_dataset, eval_dataset
-        return ipu.make_trainer(model, processor, args, config, *data, pos_weight, metrics, instance())
+        return ipu.make_trainer(model, processor, args, config, *data, pos_weight, metrics, instance(), front)
     if place is not None:
         from chestxray_vit import pipelined
 
         data = train_dataset, eval_dataset
-        return pipelined.make_trainer(model, processor, args, config, place, schedule, *data, pos_weight, metrics)
+        trainer = pipelined.make_trainer(model, processor, args, config, place, schedule, *data, pos_weight, metrics)
+        trainer.front = front
+        return trainer
     needed = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
     if train_dataset is not None and len(train_dataset) < needed:
         raise InputError(
@@ -320,6 +325,7 @@ def make_trainer(
     )
     # our loss is a mean, to be averaged over the accumulated batches; else newer Trainers take their sum
     trainer.model_accepts_loss_kwargs = False
+    trainer.front = front
     trainer.pos_weight_L = None if pos_weight is None else torch.tensor(pos_weight, dtype=torch.float32)
     trainer.remove_callback(PrinterCallback)
     if not args.disable_tqdm:
@@ -333,7 +339,7 @@ def predict_logits(trainer, dataset, targets_NL: np.ndarray) -> np.ndarray:
 
     Args:
         trainer: of `make_trainer`.
-        dataset: of `chestxray_vit.xrays.preprocessed`.
+        dataset: of `chestxray_vit.pixels.views_of`.
         targets_NL: its labels, to prove the order.
 
     Raises:

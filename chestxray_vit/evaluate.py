@@ -40,6 +40,14 @@ class EvaluateFlags:
         },
     )
 
+    cache_dir: Optional[str] = dataclasses.field(
+        default=None,
+        metadata={"metavar": "DIR", "help": "of the images at the model's size, as in train (none: decode each time)"},
+    )
+    allow_unreadable: bool = dataclasses.field(
+        default=False, metadata={"help": "leave out images that cannot be read, and list them"}
+    )
+
 
 @reported
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -69,11 +77,13 @@ def evaluate(run_dir: str, own: EvaluateFlags, ipu_flags: flags.IPUFlags, given:
     Raises:
         InputError: whatever of the input the user can mend.
     """
-    from chestxray_vit import backend, ipu_config, model, phantom, predictions, processes, results, xrays
+    from chestxray_vit import backend, ipu_config, model, phantom, pixels, predictions, processes, results, xrays
 
     device = backend.pick_device(own.device)
     vit, processor = model.load_model(run_dir)
-    dataset = xrays.load_xrays(own.dataset_dir, own.split)
+    preprocess = xrays.Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
+    cache = pixels.open_cache(own.dataset_dir, preprocess, own.cache_dir, own.allow_unreadable)
+    dataset = pixels.readable(xrays.load_xrays(own.dataset_dir, own.split), cache)
     targets_NL = xrays.targets_of(dataset)
     if targets_NL.shape[1] != vit.config.num_labels:
         raise InputError(
@@ -84,11 +94,11 @@ def evaluate(run_dir: str, own: EvaluateFlags, ipu_flags: flags.IPUFlags, given:
     args = backend.training_arguments({**given, **backend.no_training(), "output_dir": output_dir}, device, ipu_flags)
     own_config = Path(run_dir) / ipu_config.FILE
     config = backend.ipu_config_for(ipu_flags, device, str(own_config) if own_config.is_file() else ipu_config.DEFAULT)
-    trainer = backend.make_trainer(vit, processor, args, config=config)
+    front = None if cache is None else pixels.Front(preprocess)
+    trainer = backend.make_trainer(vit, processor, args, config=config, front=front)
     if processes.is_main_process():
         logger.info("%s: scoring %s %s images", device, f"{len(dataset):,}", own.split)
-    pixels = xrays.Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
-    view = xrays.preprocessed(dataset, pixels)
+    view = pixels.views_of({own.split: dataset}, preprocess, cache)[own.split]
     logits_NL = backend.predict_logits(trainer, view, targets_NL)
     if processes.is_main_process():
         table = _predictions(dataset, targets_NL[:, :14], logits_NL[:, :14])

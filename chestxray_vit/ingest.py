@@ -25,6 +25,7 @@ from chestxray_vit.problems import InputError, Problems, reported
 logger = logging.getLogger(__name__)
 
 METADATA, REPORT = "metadata.jsonl", "ingest_report.json"
+BILINEAR = 2  # Pillow's number, and the rule of Google's ViT; a checkpoint with another builds its own cache
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
         choices=("none", "header", "full"),
         default="header",
         help="look at each file's first bytes, or decode every image (default: header)",
+    )
+    add(
+        "--cache_size",
+        type=int,
+        metavar="N",
+        help="also decode every image to N x N pixels, bilinear, into the pixel cache that training would build",
     )
     add("--extract", action="store_true", help="first unpack NIH's images_*.tar.gz in DATASET_DIR")
     add(
@@ -134,6 +141,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             f'files: load_dataset("imagefolder", data_dir=..., data_files=["{output.name}", "**/*.png"])'
         )
     print(f"wrote {output} and {output.parent / REPORT}")
+    if args.cache_size is not None:
+        print(f"pixel cache: {_cache(output, args.cache_size)}")
     return 0
 
 
@@ -275,6 +284,16 @@ def _write(path: Path, write: Callable[[Path, Any], None], content: Any) -> None
         write(path, content)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}. Make it writable, or name --output.") from error
+
+
+def _cache(output: Path, size: int) -> Path:
+    """Build the pixel cache of what was ingested, in its usual place, and return its folder."""
+    from chestxray_vit.cache import build_cache, default_cache_dir
+
+    if size < 1:
+        raise InputError(f"--cache_size is {size}, expected 1 or more.")
+    names = [json.loads(line)["file_name"] for line in output.read_text(encoding="utf-8").splitlines()]
+    return build_cache(output.parent, names, (size, size), BILINEAR, default_cache_dir(output.parent)).folder
 
 
 def _metadata(entries: nih.Entries, found: Dict[Path, List[str]], output: Path, include_no_finding: bool) -> memoryview:

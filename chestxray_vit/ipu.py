@@ -26,9 +26,9 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from chestxray_vit import ipu_config as configuration
 from chestxray_vit.pipeline import StagePlan
+from chestxray_vit.pixels import Front, IPUCollate
 from chestxray_vit.problems import InputError
 from chestxray_vit.trainer import Filled, LogBeforeSave, Progress, Restoring, Share, scored
-from chestxray_vit.xrays import collate
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ class PipelinedViT(PipelinedViTForImageClassification):
 
     def forward(self, pixel_values, labels=None) -> Tuple[torch.Tensor, ...]:
         """Return the mean binary cross-entropy in float32, if labels are given, and the logits (B, L)."""
-        logits_BL = super().forward(pixel_values=pixel_values, return_dict=False)[0]
+        rgb = pixel_values.expand(-1, self.config.num_channels, -1, -1)  # one channel, where all are alike
+        logits_BL = super().forward(pixel_values=rgb, return_dict=False)[0]
         if labels is None:
             return (logits_BL,)
         loss = binary_cross_entropy_with_logits(logits_BL.float(), labels.float(), pos_weight=self.pos_weight_L)
@@ -96,7 +97,7 @@ class PipelinedTrainer(Restoring, IPUTrainer):
             self.train_dataset,
             batch_size=args.per_device_train_batch_size,
             sampler=Share(self.train_dataset, combined * count, seed, count, index),
-            collate_fn=collate,
+            collate_fn=self.data_collator,
             num_workers=workers,
             persistent_workers=False,  # they would iterate for ever, deaf to the Trainer's epochs
             mode=args.dataloader_mode,
@@ -113,7 +114,7 @@ class PipelinedTrainer(Restoring, IPUTrainer):
             Filled(rows, batch * self.ipu_config.batch_size_factor(for_inference=True)),
             batch_size=batch,
             shuffle=False,
-            collate_fn=collate,
+            collate_fn=self.data_collator,
             drop_last=False,
             num_workers=self.args.dataloader_num_workers,
             auto_distributed_partitioning=False,
@@ -199,11 +200,12 @@ def make_trainer(
     pos_weight: Optional[Sequence[float]],
     metrics: Callable,
     instance: Tuple[int, int],
+    front: Optional[Front],
 ) -> PipelinedTrainer:
     """Return the IPU's trainer, after checking what would fail only when compiled.
 
     Args:
-        model, processor, train_dataset, eval_dataset, pos_weight, metrics: as for `backend.make_trainer`.
+        model, processor, train_dataset, eval_dataset, pos_weight, metrics, front: as for `backend.make_trainer`.
         args: of `training_arguments`.
         config: of `ipu_config.read_ipu_config`, of all of poprun's instances together.
         instance: index and number of poprun's instances.
@@ -230,7 +232,7 @@ def make_trainer(
         model=pipelined,
         ipu_config=local,
         args=args,
-        data_collator=collate,
+        data_collator=IPUCollate(front, torch.float32 if args.fp32 else torch.float16),
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         tokenizer=processor,

@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from chestxray_vit import ipu_config
 from chestxray_vit.model import load_model
+from chestxray_vit.pixels import CachedXrays
 from chestxray_vit.problems import InputError
 from chestxray_vit.stages import Pipeline, Place
 from chestxray_vit.trainer import Filled, LogBeforeSave, Progress, Restoring, Share, scored
@@ -61,6 +62,10 @@ class LabelsOnly(torch.utils.data.Dataset):
 
     def __getitem__(self, place: int) -> Dict[str, torch.Tensor]:
         return {"labels": self.targets_NL[place]}
+
+
+def _targets(rows) -> torch.Tensor:
+    return rows.targets_NL if isinstance(rows, CachedXrays) else torch.from_numpy(targets_of(rows))
 
 
 def collate_labels(rows: Sequence[Dict[str, torch.Tensor]]) -> Dict[str, torch.Tensor]:
@@ -277,8 +282,7 @@ def make_trainer(
     pipeline = Pipeline(model, place, mode, micro, recompute, schedule, weight_L)
     if not place.is_first:
         train_dataset, eval_dataset = (
-            None if data is None else LabelsOnly(torch.from_numpy(targets_of(data)))
-            for data in (train_dataset, eval_dataset)
+            None if data is None else LabelsOnly(_targets(data)) for data in (train_dataset, eval_dataset)
         )
     trainer = StageTrainer(
         model=model,

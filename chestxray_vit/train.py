@@ -61,6 +61,21 @@ class TrainFlags:
             "choices": ["none", "auto"],
         },
     )
+    cache_dir: Optional[str] = dataclasses.field(
+        default=None,
+        metadata={
+            "metavar": "DIR",
+            "help": "keep the images at the model's size here, for every later epoch and run (default: pixel_cache in "
+            "the data set's folder, or Hugging Face's cache; none: decode each time)",
+        },
+    )
+    allow_unreadable: bool = dataclasses.field(
+        default=False, metadata={"help": "leave out images that cannot be read, and list them"}
+    )
+    augment: bool = dataclasses.field(
+        default=False,
+        metadata={"help": "turn, shift, scale, brighten each training image a little, never flip (CUDA and CPU)"},
+    )
     overwrite: bool = dataclasses.field(default=False, metadata={"help": "replace an earlier run in --output_dir"})
     from_scratch: bool = dataclasses.field(
         default=False, metadata={"help": "start from random weights, of the size that the next flags give"}
@@ -136,10 +151,13 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
     """
     from transformers import set_seed
 
-    from chestxray_vit import backend, processes, run, stages, xrays
+    from chestxray_vit import backend, pixels, processes, run, stages, xrays
+    from chestxray_vit.augment import Augment
     from chestxray_vit.shape import Shape
 
     device = backend.pick_device(own.device)
+    if own.augment and device == "ipu":
+        raise InputError("--augment is for CUDA and CPU. Leave it out on IPUs.")
     output_dir = given["output_dir"]
     resume = given["resume_from_checkpoint"]
     if resume in ("last", "true", "True"):
@@ -164,7 +182,10 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
     model, processor = _build(own, resume, targets_NL.shape[1])
     num_parameters, shape = model.num_parameters(), Shape.of(model.config)  # now: a pipeline cuts the model
     preprocess = xrays.Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
-    views = {name: xrays.preprocessed(dataset, preprocess) for name, dataset in datasets.items()}
+    cache = pixels.open_cache(own.dataset_dir, preprocess, own.cache_dir, own.allow_unreadable)
+    datasets = {name: pixels.readable(dataset, cache) for name, dataset in datasets.items()}
+    targets_NL = xrays.targets_of(datasets["train"])
+    views = pixels.views_of(datasets, preprocess, cache)
     trainer = backend.make_trainer(
         model,
         processor,
@@ -175,7 +196,9 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
         config=config,
         place=place,
         schedule=ipu_flags.pipeline_schedule,
+        front=None if cache is None else pixels.Front(preprocess),
     )
+    trainer.augment = Augment() if own.augment else None
     if processes.is_main_process():
         if not resume:
             run.clear_run(output_dir)

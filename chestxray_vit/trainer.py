@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Sequence
 
 import numpy as np
 import torch
@@ -37,6 +37,17 @@ class Restoring:
     def log(self, logs: Dict[str, float], *args) -> None:
         """Log, without what is undefined: JSON has no NaN, and trainer_state.json is JSON."""
         super().log({name: value for name, value in logs.items() if not _is_nan(value)}, *args)
+
+    front: Optional[Callable] = None  # makes pixel values of cached planes
+    augment: Optional[Callable] = None  # changes them in training
+
+    def _prepare_inputs(self, inputs):
+        """Move a batch to the device, make pixel values of grey planes there, and change them in training."""
+        inputs = super()._prepare_inputs(inputs)
+        for change in (self.front, self.augment if self.model.training else None):
+            if change is not None and "pixel_values" in inputs:
+                inputs["pixel_values"] = change(inputs["pixel_values"])
+        return inputs
 
     def trained_model(self):
         """Return the trained model as a plain `ViTForImageClassification`."""
@@ -101,7 +112,7 @@ class Filled(torch.utils.data.Dataset):
     """A data set whose last row is repeated up to whole batches; `num_rows` says how many rows are its own."""
 
     def __init__(self, rows, batch: int):
-        """Args: rows: of `xrays.preprocessed`; batch: images of which there must be whole ones."""
+        """Args: rows: of `pixels.views_of`; batch: images of which there must be whole ones."""
         self.rows = rows
         self.num_rows = len(rows)
         self.length = -(-self.num_rows // batch) * batch
@@ -111,6 +122,12 @@ class Filled(torch.utils.data.Dataset):
 
     def __getitem__(self, place: int) -> Dict[str, torch.Tensor]:
         return self.rows[min(place, self.num_rows - 1)]
+
+    def __getitems__(self, places: Sequence[int]) -> Any:
+        """Return rows, or a batch where the data set makes one."""
+        own = [min(place, self.num_rows - 1) for place in places]
+        whole = getattr(self.rows, "__getitems__", None)
+        return [self.rows[place] for place in own] if whole is None else whole(own)
 
 
 def scored(

@@ -8,23 +8,22 @@ B batch, H height, W width, L labels."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Set
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from chestxray_vit.findings import FINDINGS
+from chestxray_vit.grey import read_grey
 from chestxray_vit.problems import InputError, Problems
 from chestxray_vit.split import SPLITS
 
 METADATA = "metadata.jsonl"
-FORMATS = ("PNG", "JPEG")  # no other decoder of Pillow sees a file from outside
 
 
 def load_xrays(dataset_dir: str | Path, split: Optional[str] = None) -> datasets.Dataset:
@@ -170,33 +169,6 @@ def _check_presence(dataset_dir: Path, file_names: Sequence[str]) -> None:
         )
 
 
-def read_grey(source: str | Path | bytes) -> Image.Image:
-    """Decode an X-ray as 8-bit grey.
-
-    Colour with equal channels (NIH's RGBA files) gives the same grey exactly; 16-bit grey is scaled, not clipped;
-    transparency is laid over black.
-
-    Raises:
-        InputError: not a PNG or JPEG, or damaged.
-    """
-    name = "image" if isinstance(source, bytes) else str(source)
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            image.load()
-            return _to_grey(image)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: cannot be decoded: {error}. Fetch it again, or leave it out.") from error
-
-
-def _to_grey(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return image.convert("L")
-
-
 class Preprocess:
     """Grey to RGB, resize to the checkpoint's size, normalise with its mean and std: its image processor's output.
 
@@ -247,6 +219,12 @@ def targets_of(xrays: datasets.Dataset) -> np.ndarray:
     return np.asarray(xrays.select_columns(["labels"]).with_format("numpy")[:]["labels"], dtype=np.float32)
 
 
-def collate(rows: Sequence[Dict[str, torch.Tensor]]) -> Dict[str, torch.Tensor]:
-    """Stack rows into exactly `pixel_values` (B, 3, H, W) and `labels` (B, L): other fields would reach `forward`."""
+def collate(rows: Any) -> Dict[str, torch.Tensor]:
+    """Stack rows into exactly `pixel_values` and `labels` (B, L): other fields would reach `forward`.
+
+    Args:
+        rows: a list of a data set's rows, or a batch that the data set made whole, which is returned as it is.
+    """
+    if isinstance(rows, dict):
+        return rows
     return {name: torch.stack([row[name] for row in rows]) for name in ("pixel_values", "labels")}

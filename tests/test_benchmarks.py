@@ -81,5 +81,6 @@ def test_unknown_benchmark_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["ingest", "digest"])
     assert (
-        "no benchmark digest. Known: ingest, ingest_end_to_end, open, preprocess, auc, step" in capsys.readouterr().err
+        "no benchmark digest. Known: ingest, ingest_end_to_end, open, preprocess, cache_build, cached_read, waiting"
+        in capsys.readouterr().err
     )

@@ -37,8 +37,8 @@ FLOORS = (
         "batch",
         "ipu_config",
     ),
-    ("xrays", "archives", "phantom", "chest", "split", "nih"),
-    ("results", "predictions", "auc"),
+    ("augment", "pixels", "xrays", "cache", "row_file", "grey", "archives", "phantom", "chest", "split", "nih"),
+    ("results", "predictions", "bootstrap", "auc"),
     ("files", "problems", "findings"),
 )
 LIGHT = (
@@ -49,6 +49,9 @@ LIGHT = (
     "chest",
     "predictions",
     "auc",
+    "bootstrap",
+    "cache",
+    "grey",
     "results",
     "ipu_config",
     "batch",
@@ -62,13 +65,14 @@ LIGHT = (
 )
 OWN_FLAGS = {
     ("train", "TrainFlags"): (
-        "dataset_dir model_name_or_path device global_batch_size pos_weight overwrite from_scratch "
+        "dataset_dir model_name_or_path device global_batch_size pos_weight cache_dir allow_unreadable augment "
+        "overwrite from_scratch "
         "image_size patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size"
     ).split(),
     ("train", "TrainIPUFlags"): (
         "ipu_config_name n_ipu ipu_config_overrides fp32 loss_scaling dataloader_mode pipeline pipeline_schedule"
     ).split(),
-    ("evaluate", "EvaluateFlags"): "dataset_dir split device".split(),
+    ("evaluate", "EvaluateFlags"): "dataset_dir split device cache_dir allow_unreadable".split(),
     ("flags", "IPUFlags"): "ipu_config_name n_ipu ipu_config_overrides fp32".split(),
 }
 

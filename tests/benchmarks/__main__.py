@@ -1,6 +1,7 @@
 """Measure the package against the public way of doing the same, in one run on one machine.
 
     python -m tests.benchmarks [name ...] [--json F] [--rows N]
+    python -m tests.benchmarks --scale
 
 Prints a Markdown table. The exit code is 1 if a target is missed: on a busy machine, run it again."""
 
@@ -18,7 +19,7 @@ from typing import Optional, Sequence
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of Hugging Face's: no round may wait for a network
 
-from tests.benchmarks import data, learning, pipelines
+from tests.benchmarks import bootstrap, data, learning, pipelines, reading, scaling
 from tests.benchmarks.measure import machine, to_markdown
 from tests.benchmarks.releases import FULL
 
@@ -27,7 +28,11 @@ BENCHMARKS = {
     "ingest_end_to_end": data.ingest_end_to_end,
     "open": data.open_dataset,
     "preprocess": data.preprocess,
+    "cache_build": reading.cache_build,
+    "cached_read": reading.cached_read,
+    "waiting": reading.waiting,
     "auc": learning.auc_of_test_list,
+    "bootstrap": bootstrap.patient_bootstrap,
     "step": learning.training_step,
     "pipeline": pipelines.two_stages,
 }
@@ -39,7 +44,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--json", type=Path, metavar="F", help="write the numbers here too")
     parser.add_argument("--rows", type=int, default=FULL, help="size of the release; targets hold for the default only")
+    parser.add_argument("--scale", action="store_true", help="show how cost grows from 1,000 to 16,000 images, alone")
     args = parser.parse_args(argv)
+    if args.scale:
+        with tempfile.TemporaryDirectory(prefix="chestxray_vit.") as scratch:
+            print(scaling.scale(Path(scratch)))
+        return 0
     unknown = sorted(set(args.names) - set(BENCHMARKS))
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}. Known: {', '.join(BENCHMARKS)}")

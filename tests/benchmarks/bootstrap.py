@@ -1,0 +1,53 @@
+"""Benchmark of the patient bootstrap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import List
+
+import numpy as np
+
+from chestxray_vit.findings import FINDINGS
+from tests.benchmarks.learning import PREVALENCES, TEST_IMAGES, TEST_PATIENTS
+from tests.benchmarks.measure import Result, interleave
+from tests.benchmarks.releases import FULL
+
+REPLICATES, MEASURED = 1000, 4  # scikit-learn takes two minutes for all
+
+
+def patient_bootstrap(scratch: Path, num_rows: int) -> List[Result]:
+    """1,000 patient-bootstrap replicates of the 14 AUCs of a test list of NIH's size and prevalence."""
+    from sklearn.metrics import roc_auc_score
+
+    from chestxray_vit.bootstrap import bootstrap, finding_intervals
+
+    num_images = max(200, TEST_IMAGES * num_rows // FULL)
+    num_patients = max(2, TEST_PATIENTS * num_images // TEST_IMAGES)
+    rng = np.random.default_rng(1337)
+    targets_NL = (rng.random((num_images, len(FINDINGS))) < np.array(PREVALENCES)).astype(int)
+    scores_NL = (rng.standard_normal(targets_NL.shape) + targets_NL).astype(np.float32)
+    patients_N = np.append(np.arange(num_patients), rng.integers(0, num_patients, num_images - num_patients))
+    columns = list(zip(targets_NL.T.copy(), scores_NL.T.copy()))
+    images_of = [np.flatnonzero(patients_N == patient) for patient in range(num_patients)]
+
+    def scikit_learn() -> np.ndarray:
+        draws, aucs_RL = np.random.default_rng(1337), np.full((MEASURED, len(FINDINGS)), np.nan)
+        for aucs_L in aucs_RL:
+            rows = np.concatenate([images_of[patient] for patient in draws.integers(num_patients, size=num_patients)])
+            for place, (targets_N, scores_N) in enumerate(columns):
+                drawn = targets_N[rows]
+                if drawn.any() and not drawn.all():
+                    aucs_L[place] = roc_auc_score(drawn, scores_N[rows])
+        return aucs_RL
+
+    def package() -> np.ndarray:
+        result = bootstrap(targets_NL, scores_NL, patients_N, REPLICATES, seed=1337)
+        finding_intervals(result)
+        return result.aucs_RL
+
+    np.testing.assert_allclose(package()[:MEASURED], scikit_learn(), rtol=0, atol=1e-12)
+    seconds = interleave({"scikit-learn": scikit_learn, "package": package}, 5)
+    scaled = seconds["scikit-learn"] * REPLICATES / MEASURED
+    baseline_is = f"roc_auc_score of the drawn rows, measured at {MEASURED} replicates and scaled linearly"
+    work = f"{REPLICATES:,} patient-bootstrap replicates of 14 AUCs on {num_images:,} images"
+    return [Result("bootstrap", work, "s", seconds["package"], scaled, baseline_is, at_least=100)]
