@@ -197,6 +197,7 @@ def test_readme_tells_of_flags_that_exist():
     known = {f"--{name}" for names in OWN_FLAGS.values() for name in names}
     known |= {f"--{name}" for name in backend.FIELDS} | {"--help", "--help_all", "--nproc-per-node", "--compare"}
     known |= {"--no-deps", "--num-instances", "--num-replicas", "--ipus-per-replica"}  # pip's and poprun's
+    known |= {"--scale"}  # the benchmarks'
     for stage in (ingest, plan, predict):
         known |= set(stage.parser()._option_string_actions)
     assert set(re.findall(r"--[a-z][a-z0-9_-]+", text)) <= known
