@@ -8,7 +8,7 @@ The defaults are the Graphcore tutorial's recipe: 3 epochs, global batch 128, le
 import dataclasses
 import logging
 import sys
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from chestxray_vit import flags
 from chestxray_vit.problems import InputError, reported
@@ -165,21 +165,14 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
     if processes.is_main_process() and not resume:
         run.check_free(output_dir, own.overwrite)
 
-    datasets = {"train": xrays.load_xrays(own.dataset_dir, "train")}
-    if backend.evaluates(given):
-        datasets["validation"] = xrays.load_xrays(own.dataset_dir, "validation")
-        _check_validation(xrays.targets_of(datasets["validation"]), own.dataset_dir)
-    else:
-        given = {**given, "load_best_model_at_end": False}
-    targets_NL = xrays.targets_of(datasets["train"])
-
+    datasets, given = _open_splits(own.dataset_dir, given)
     config = _ipu_config(own, ipu_flags, given, device)
     place = stages.take_place(config, device) if ipu_flags.pipeline else None
     batch = backend.settle_batch(given, device, own.global_batch_size, config, place)
     given = {**given, **batch.fields(), "resume_from_checkpoint": resume}
     args = backend.training_arguments(given, device, ipu_flags, place)
     set_seed(args.seed)
-    model, processor = _build(own, resume, targets_NL.shape[1])
+    model, processor = _build(own, resume, xrays.targets_of(datasets["train"]).shape[1])
     num_parameters, shape = model.num_parameters(), Shape.of(model.config)  # now: a pipeline cuts the model
     preprocess = xrays.Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
     cache = pixels.open_cache(own.dataset_dir, preprocess, own.cache_dir, own.allow_unreadable)
@@ -221,14 +214,28 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
             "data": run.data_facts(own.dataset_dir, {name: len(dataset) for name, dataset in datasets.items()}),
         }
         run.write_run(output_dir, trained, processor, trainer.state, facts, metrics, config)
-        if "eval_roc_auc" in metrics:
-            macro, count = metrics["eval_roc_auc"], metrics["eval_num_findings"]
-            print(f"validation AUC {macro:.4f}, mean over {count:.0f} findings (best epoch)")
-        print(
-            f"wrote {output_dir}. Next: python -m chestxray_vit.evaluate {output_dir} --dataset_dir {own.dataset_dir}"
-        )
+        _tell_result(output_dir, own.dataset_dir, metrics)
     processes.leave()
     return metrics
+
+
+def _open_splits(dataset_dir: str, given: Dict[str, Any]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """Return the training split and, if it is evaluated on, the validation split; and `given` without what lacks it."""
+    from chestxray_vit import backend, xrays
+
+    datasets = {"train": xrays.load_xrays(dataset_dir, "train")}
+    if not backend.evaluates(given):
+        return datasets, {**given, "load_best_model_at_end": False}
+    datasets["validation"] = xrays.load_xrays(dataset_dir, "validation")
+    _check_validation(xrays.targets_of(datasets["validation"]), dataset_dir)
+    return datasets, given
+
+
+def _tell_result(output_dir: str, dataset_dir: str, metrics: Dict[str, float]) -> None:
+    if "eval_roc_auc" in metrics:
+        macro, count = metrics["eval_roc_auc"], metrics["eval_num_findings"]
+        print(f"validation AUC {macro:.4f}, mean over {count:.0f} findings (best epoch)")
+    print(f"wrote {output_dir}. Next: python -m chestxray_vit.evaluate {output_dir} --dataset_dir {dataset_dir}")
 
 
 def _check(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> None:
