@@ -6,10 +6,12 @@ N images, L labels."""
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import logging
 import os
 import platform
+import shutil
 import tempfile
 from dataclasses import MISSING, asdict, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -256,6 +258,7 @@ def _ipu_arguments(given: Dict[str, Any], options: Any) -> Any:
         )
     if instance()[0] > 0:  # only the first instance writes the run; the others' checkpoints are for themselves
         given["output_dir"], given["disable_tqdm"] = tempfile.mkdtemp(prefix="instance."), True
+        atexit.register(shutil.rmtree, given["output_dir"], ignore_errors=True)
     known = ipu.IPUTrainingArguments.__dataclass_fields__
     theirs = {name: value for name, value in asdict(options).items() if name in known}
     return ipu.training_arguments(
@@ -352,17 +355,20 @@ def predict_logits(trainer, dataset, targets_NL: np.ndarray) -> np.ndarray:
     return logits_NL
 
 
-def notes(device: str, config: Optional[Dict[str, Any]], place: Any, micro_batch: int, shape: Shape) -> List[str]:
+def notes(
+    device: str, config: Optional[Dict[str, Any]], place: Any, micro_batch: int, shape: Shape, fp32: bool
+) -> List[str]:
     """Return what a user should know of a pipeline, once a run.
 
     Args:
         device, config, place: of this run; without a pipeline there is nothing to say.
         micro_batch: images that a stage takes at a time.
         shape: of the model.
+        fp32: IPUs compute in float32.
     """
     if device != "ipu" and place is None:
         return []
-    plan = StagePlan.from_config(config, shape, micro_batch)
+    plan = StagePlan.from_config(config, shape, micro_batch, fp32)
     told = [f"layers by {'IPU' if place is None else 'process'}: {plan.summary()}"]
     if device == "ipu":
         told.append(f"memory, estimated: {plan.advice()[0]}")

@@ -196,7 +196,7 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
         if not resume:
             run.clear_run(output_dir)
         _announce(len(targets_NL), args, batch, device, config, num_parameters)
-        for note in backend.notes(device, config, place, batch.at_a_time, shape):
+        for note in backend.notes(device, config, place, batch.at_a_time, shape, ipu_flags.fp32):
             logger.info("%s", note)
     with processes.told_of_lost_ones():
         trainer.train(resume_from_checkpoint=resume)
