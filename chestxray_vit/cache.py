@@ -7,6 +7,7 @@ mtime, the size and filter of the resize, and CACHE_VERSION. Change any, and ano
     pixels.u8        N x H x W bytes, reserved on disk before the first image
     done.u8          a byte an image: to do, done, unreadable; written once the pixels are on the disk
     rows.json        name, bytes and mtime_ns of each row's image, sorted by name
+    rule.json        version, size and filter, for later caches to compare with
     unreadable.json  name and reason of the images that could not be decoded
     cache.json       written last: with it the cache is whole
     lock             held by the one process that builds, whose id is in it
@@ -33,6 +34,7 @@ import numpy as np
 from tqdm import tqdm
 
 from chestxray_vit.archives import check_pixels
+from chestxray_vit.earlier import MARKS, PIXELS, ROWS, RULE, EarlierPlanes
 from chestxray_vit.files import PathLike, write_json, written_aside
 from chestxray_vit.grey import read_grey
 from chestxray_vit.problems import SHOWN, InputError
@@ -41,7 +43,6 @@ from chestxray_vit.row_file import Row, RowFile
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 1  # raise it when the same image, size and filter give other pixels
-PIXELS, MARKS, ROWS = "pixels.u8", "done.u8", "rows.json"
 UNREADABLE, WHOLE, LOCK = "unreadable.json", "cache.json", "lock"
 ROW_BYTES = 64  # of rows.json, with NIH's names
 ELSEWHERE = "name another folder (--cache_dir D), or decode the images at every epoch (--cache_dir none)"
@@ -96,10 +97,14 @@ class _Order:
     resample: int
     folder: Path
 
+    @property
+    def rule(self) -> Dict[str, Any]:
+        """The content of rule.json."""
+        return {"version": CACHE_VERSION, "size": list(self.size), "resample": self.resample}
+
     def whole(self, num_unreadable: int) -> Dict[str, Any]:
         """Return the content of cache.json."""
-        rule = {"version": CACHE_VERSION, "size": list(self.size), "resample": self.resample}
-        return {**rule, "images": len(self.file_names), "unreadable": num_unreadable, "whole": True}
+        return {**self.rule, "images": len(self.file_names), "unreadable": num_unreadable, "whole": True}
 
     def decode(self, row: int) -> Row:
         """Return an image's pixels at the model's size, or why it cannot be read."""
@@ -132,7 +137,8 @@ def build_cache(
 
     A whole cache opens without reading an image. Killed at any moment, a build goes on where it was: at most 256
     images are decoded again, and those that could not be decoded are tried again. Of two processes one builds and the
-    other waits. Caches of other keys under `cache_dir`, outdated ones too, are left alone: remove them by hand.
+    other waits. Caches of other keys under `cache_dir`, outdated ones too, are left alone: what they hold of unchanged
+    images is copied, not decoded again. Remove them by hand.
 
     Args:
         dataset_dir: the folder that the names are relative to, that of metadata.jsonl.
@@ -297,6 +303,7 @@ def _build(order: _Order, num_threads: Optional[int], allow_unreadable: bool) ->
     pixels.reserve()
     with written_aside(order.folder / ROWS) as aside, open(aside, "wb") as file:
         file.writelines(_rows_json(order.file_names, order.bytes_N, order.mtimes_N))
+    write_json(order.folder / RULE, order.rule)
     unreadable = _decode_all(order, pixels, num_threads)
     write_json(order.folder / UNREADABLE, unreadable)
     if unreadable and not allow_unreadable:
@@ -312,8 +319,14 @@ def _build(order: _Order, num_threads: Optional[int], allow_unreadable: bool) ->
 def _decode_all(order: _Order, pixels: RowFile, num_threads: Optional[int]) -> Dict[str, str]:
     """Decode the images that are not done; return the reasons of the unreadable by name."""
     total, todo = len(order.file_names), len(pixels.todo)
+    earlier = EarlierPlanes(order.folder, order.rule, pixels.row_bytes) if todo else None
+
+    def row_of(row: int) -> Row:
+        facts = order.file_names[row], int(order.bytes_N[row]), int(order.mtimes_N[row])
+        return earlier.plane(facts) or order.decode(row)
+
     with tqdm(total=total, initial=total - todo, desc="pixel cache", unit="image", delay=2, leave=False) as bar:
-        reasons = pixels.fill(order.decode, num_threads, bar.update)
+        reasons = pixels.fill(row_of, num_threads, bar.update)
     return {order.file_names[row]: reason for row, reason in reasons.items()}
 
 

@@ -239,6 +239,7 @@ def test_files_of_a_cache(data, tmp_path):
         "lock",
         "pixels.u8",
         "rows.json",
+        "rule.json",
         "unreadable.json",
     ]
     assert (cache.folder / "done.u8").read_bytes() == b"\1" * 7
@@ -246,7 +247,9 @@ def test_files_of_a_cache(data, tmp_path):
     stats = [(data[0] / name).stat() for name in data[1]]
     rows = [[name, status.st_size, status.st_mtime_ns] for name, status in zip(data[1], stats)]
     assert json.loads((cache.folder / "rows.json").read_text()) == rows
-    whole = {"version": 1, "size": [6, 5], "resample": 3, "images": 7, "unreadable": 0, "whole": True}
+    rule = {"version": 1, "size": [6, 5], "resample": 3}
+    assert json.loads((cache.folder / "rule.json").read_text()) == rule
+    whole = {**rule, "images": 7, "unreadable": 0, "whole": True}
     assert json.loads((cache.folder / "cache.json").read_text()) == whole
 
 
@@ -712,3 +715,62 @@ def test_neither_torch_nor_datasets_is_loaded():
     code = "import sys, chestxray_vit.cache; print({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+# Planes of earlier caches
+
+
+def test_fetching_an_image_again_decodes_that_image_alone(data, tmp_path, decoded):
+    whole = data[0] / data[1][2]
+    content = whole.read_bytes()
+    cut(data, 2)
+    assert "1 of 7 images cannot be read" in refusal(data, tmp_path)  # the others are done
+    whole.write_bytes(content)
+    decoded.clear()
+    cache = built(data, tmp_path)
+    assert dict(decoded) == {data[1][2]: 1}
+    for place, name in enumerate(data[1]):
+        assert np.array_equal(cache.pixels_NHW[place], expected_HW(data[0] / name, (6, 5)))
+
+
+def test_more_and_fewer_images_take_over_what_is_there(data, tmp_path, decoded):
+    folder, names = data
+    build_cache(folder, names[:4], (6, 5), BICUBIC, tmp_path / "cache")
+    decoded.clear()
+    cache = built(data, tmp_path)
+    assert set(decoded) == set(names[4:])
+    assert np.array_equal(cache.pixels_NHW[1], expected_HW(folder / names[1], (6, 5)))
+    decoded.clear()
+    fewer = build_cache(folder, names[2:5], (6, 5), BICUBIC, tmp_path / "cache")
+    assert not decoded
+    assert np.array_equal(fewer.pixels_NHW, cache.pixels_NHW[2:5])
+
+
+def test_planes_of_another_rule_are_not_taken_over(data, tmp_path, decoded, monkeypatch):
+    built(data, tmp_path)
+    decoded.clear()
+    other = built(data, tmp_path, resample=2)
+    assert len(decoded) == 7
+    assert np.array_equal(other.pixels_NHW[0], expected_HW(data[0] / data[1][0], (6, 5), 2))
+    decoded.clear()
+    built(data, tmp_path, size=(5, 6))  # as many bytes, another picture
+    assert len(decoded) == 7
+    monkeypatch.setattr(cache_module, "CACHE_VERSION", 2)
+    decoded.clear()
+    built(data, tmp_path)
+    assert len(decoded) == 7
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rule.json", "done.u8", "pixels.u8"])
+@pytest.mark.parametrize("content", [None, b"", b"[1, 2"])
+def test_a_damaged_earlier_cache_is_passed_over(data, tmp_path, decoded, name, content):
+    old = built(data, tmp_path)
+    path = old.folder / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    touch(data[0])
+    decoded.clear()
+    cache = built(data, tmp_path)
+    assert len(decoded) == 7
+    assert np.array_equal(cache.pixels_NHW[3], expected_HW(data[0] / data[1][3], (6, 5)))
