@@ -372,7 +372,8 @@ def notes(
     told = [f"layers by {'IPU' if place is None else 'process'}: {plan.summary()}"]
     if device == "ipu":
         told.append(f"memory, estimated: {plan.advice()[0]}")
-        told.append("ipu: AdamW without bias correction, gradients not clipped; other engines have both")
+        precision = "float32" if fp32 else "float16"
+        told.append(f"ipu: {precision}; AdamW without bias correction, gradients not clipped; other engines have both")
     return told
 
 
