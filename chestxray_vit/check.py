@@ -72,7 +72,6 @@ def check(
     stages = ipu_config.training(config).ipus_per_replica
     if device == "cuda" and torch.cuda.device_count() < stages:
         raise InputError(f"--device cuda: {stages} stages need as many devices, found {torch.cuda.device_count()}.")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // stages)))
     with tempfile.TemporaryDirectory() as folder:
         arguments = (stages, config, shape, micro_batch_size, device, schedule, tolerance, folder)
         torch.multiprocessing.spawn(_run, arguments, nprocs=stages)
@@ -91,6 +90,7 @@ def _run(
     folder: str,
 ) -> None:
     """Be one stage; the first also runs the whole model, and prints."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // stages))
     where = torch.device(device, rank) if device == "cuda" else torch.device("cpu")
     torch.distributed.init_process_group(
         "nccl" if device == "cuda" else "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=stages
