@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import transformers
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
 
 from chestxray_vit import batch, ipu_config
 from chestxray_vit.auc import compute_metrics
@@ -31,7 +30,7 @@ from chestxray_vit.pixels import Front
 from chestxray_vit.problems import InputError
 from chestxray_vit.processes import instance, world_size
 from chestxray_vit.shape import Shape
-from chestxray_vit.trainer import LogBeforeSave, Progress, RestoringTrainer
+from chestxray_vit.trainer import LogBeforeSave, RestoringTrainer, speak_plainly
 from chestxray_vit.xrays import collate
 
 logger = logging.getLogger(__name__)
@@ -330,10 +329,7 @@ def make_trainer(
     trainer.model_accepts_loss_kwargs = False
     trainer.front = front
     trainer.pos_weight_L = None if pos_weight is None else torch.tensor(pos_weight, dtype=torch.float32)
-    trainer.remove_callback(PrinterCallback)
-    if not args.disable_tqdm:
-        trainer.remove_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK)
-        trainer.add_callback(Progress())
+    speak_plainly(trainer, show=not args.disable_tqdm)
     return trainer
 
 

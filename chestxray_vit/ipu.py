@@ -21,14 +21,13 @@ from optimum.graphcore import IPUConfig, IPUTrainer, IPUTrainingArguments, ipu_c
 from optimum.graphcore.models.vit import PipelinedViTForImageClassification
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import ViTForImageClassification
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from chestxray_vit import ipu_config as configuration
 from chestxray_vit.pipeline import StagePlan
 from chestxray_vit.pixels import Front, IPUCollate
 from chestxray_vit.problems import InputError
-from chestxray_vit.trainer import Filled, LogBeforeSave, Progress, Restoring, Share, scored
+from chestxray_vit.trainer import Filled, LogBeforeSave, Restoring, Share, scored, speak_plainly
 
 logger = logging.getLogger(__name__)
 
@@ -240,10 +239,7 @@ def make_trainer(
         callbacks=[LogBeforeSave()],
     )
     trainer.instance = instance
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    if not args.disable_tqdm:
-        trainer.add_callback(Progress())
+    speak_plainly(trainer, show=not args.disable_tqdm)
     return trainer
 
 

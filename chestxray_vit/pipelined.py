@@ -13,14 +13,13 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTForImageClassification
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from chestxray_vit import ipu_config
 from chestxray_vit.model import load_model
 from chestxray_vit.pixels import CachedXrays
 from chestxray_vit.problems import InputError
 from chestxray_vit.stages import Pipeline, Place
-from chestxray_vit.trainer import Filled, LogBeforeSave, Progress, Restoring, Share, scored
+from chestxray_vit.trainer import Filled, LogBeforeSave, Restoring, Share, scored, speak_plainly
 from chestxray_vit.xrays import collate, targets_of
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
@@ -294,8 +293,5 @@ def make_trainer(
         callbacks=[LogBeforeSave(), TellEpoch()],
     )
     trainer.pipeline = pipeline
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    if not args.disable_tqdm and place.is_main:
-        trainer.add_callback(Progress())
+    speak_plainly(trainer, show=place.is_main and not args.disable_tqdm)
     return trainer

@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DistributedSampler, RandomSampler
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from chestxray_vit.model import labels_of, load_model
@@ -228,3 +228,11 @@ class LogBeforeSave(TrainerCallback):
         """Ask for a log, unless this update has one: there would be nothing to take the mean of."""
         logged = any("loss" in entry and entry["step"] == state.global_step for entry in state.log_history[-2:])
         control.should_log = (control.should_log or control.should_save) and not logged
+
+
+def speak_plainly(trainer, show: bool) -> None:
+    """Take away what the libraries print of a training, and show our bar and lines in its place, if wanted."""
+    for theirs in (PrinterCallback, ProgressCallback, transformers.trainer.DEFAULT_PROGRESS_CALLBACK):
+        trainer.remove_callback(theirs)
+    if show:
+        trainer.add_callback(Progress())

@@ -188,6 +188,7 @@ def test_killing_one_stage_ends_the_others_and_the_run_goes_on(undisturbed, phan
     assert process.returncode != 0
     assert not any(Path(f"/proc/{number}").exists() for number in stages.values())
     assert "another process of this run has ended" in log.read_text() or "Signal 9 (SIGKILL)" in log.read_text()
+    assert "chestxray_vit/train.py" not in log.read_text()  # no traceback of ours
     whole = [path.parent.name for path in run.glob("checkpoint-*/trainer_state.json")]
     last = max(int(name.split("-")[1]) for name in whole)
     more = ["--max_steps", str(last + 5), "--resume_from_checkpoint", "last"]
