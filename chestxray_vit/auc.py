@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -130,14 +130,21 @@ def macro(targets_NL: ArrayLike, scores_NL: ArrayLike, patients_N: Optional[Arra
     targets_NL, scores_NL = checked(targets_NL, scores_NL, num_axes=2)
     patients_N = patient_codes(patients_N, len(targets_NL))
     targets_NL, scores_NL = _defined(targets_NL, scores_NL)
-    num_findings = targets_NL.shape[1]
-    if num_findings == 0:
+    return mean_estimate(*_influences(targets_NL, scores_NL, patients_N))
+
+
+def mean_estimate(aucs: Sequence[float], influences: Sequence[np.ndarray]) -> Macro:
+    """Return the mean of AUCs, with its variance and Wald's interval; NaN of none.
+
+    Args:
+        aucs: L values.
+        influences: L arrays influence_4P, as `influence` returns them.
+    """
+    if not aucs:
         return Macro(math.nan, math.nan, math.nan, math.nan, 0)
-    aucs_L, positive_PL, negative_PL = _influence(targets_NL, scores_NL, patients_N)
-    mean = float(aucs_L.mean())
-    variance = _variance_of_mean(positive_PL, negative_PL, targets_NL, patients_N)
-    low, high = np.clip([mean - Z_95 * math.sqrt(variance), mean + Z_95 * math.sqrt(variance)], 0.0, 1.0)
-    return Macro(mean, variance, float(low), float(high), num_findings)
+    mean, spread = float(np.mean(aucs)), variance_of(np.mean(influences, axis=0))
+    low, high = np.clip([mean - Z_95 * math.sqrt(spread), mean + Z_95 * math.sqrt(spread)], 0.0, 1.0)
+    return Macro(mean, spread, float(low), float(high), len(aucs))
 
 
 def compare(
@@ -187,14 +194,58 @@ def compare_macro(
     targets_NL, scores_b_NL = _defined(targets_NL, scores_b_NL)
     if targets_NL.shape[1] == 0:
         return Difference(math.nan, math.nan, math.nan, math.nan)
-    aucs_a_L, positive_a_PL, negative_a_PL = _influence(targets_NL, scores_a_NL, patients_N)
-    aucs_b_L, positive_b_PL, negative_b_PL = _influence(targets_NL, scores_b_NL, patients_N)
-    difference = float((aucs_a_L - aucs_b_L).mean())
-    variance = _variance_of_mean(positive_a_PL - positive_b_PL, negative_a_PL - negative_b_PL, targets_NL, patients_N)
-    if difference == variance == 0:
-        return Difference(0.0, 0.0, 0.0, 1.0)
+    aucs_a, influences_a = _influences(targets_NL, scores_a_NL, patients_N)
+    aucs_b, influences_b = _influences(targets_NL, scores_b_NL, patients_N)
+    difference = float(np.subtract(aucs_a, aucs_b).mean())
+    variance = variance_of(np.mean(influences_a, axis=0) - np.mean(influences_b, axis=0))
+    return Difference(0.0, 0.0, 0.0, 1.0) if difference == variance == 0 else normal_test(difference, variance)
+
+
+def normal_test(difference: float, variance: float) -> Difference:
+    """Return a difference with its z and two-sided normal p; both NaN if the variance is zero or undefined."""
     z = difference / math.sqrt(variance) if variance > 0 else math.nan
     return Difference(difference, variance, z, math.erfc(abs(z) / math.sqrt(2)))
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Return p-values adjusted for their number (Holm, Scandinavian Journal of Statistics 1979).
+
+    The smallest of m is multiplied by m, the next by m - 1 and so on; none ends below a smaller one's, or above 1.
+
+    Args:
+        p_values: in [0, 1], in any order; NaN for a test that was not made, which does not count.
+
+    Returns:
+        One for each, in the same order; NaN stays NaN.
+
+    Raises:
+        ValueError: a p-value is outside [0, 1].
+    """
+    p_values = np.asarray(p_values, dtype=np.float64)
+    places = np.flatnonzero(~np.isnan(p_values))
+    places = places[np.argsort(p_values[places])]
+    ordered = p_values[places]
+    if ((ordered < 0) | (ordered > 1)).any():
+        raise ValueError(f"p-values must be in [0, 1], found {ordered[(ordered < 0) | (ordered > 1)][0]}")
+    adjusted = np.full(p_values.shape, math.nan)
+    adjusted[places] = np.minimum(np.maximum.accumulate(np.arange(len(ordered), 0, -1) * ordered), 1.0)
+    return adjusted
+
+
+def logit_interval(estimate: Estimate) -> Tuple[float, float]:
+    """Return the 95 % interval that is Wald's on the logit scale (Pepe 2003, p. 107), so that none need be clipped.
+
+    The logit of the AUC has variance / (AUC (1 - AUC))^2, by the delta method.
+
+    Returns:
+        low, high; NaN if the AUC is 0, 1 or undefined, or its variance is undefined.
+    """
+    if not (0 < estimate.auc < 1 and estimate.variance >= 0):
+        return math.nan, math.nan
+    logit = math.log(estimate.auc) - math.log1p(-estimate.auc)
+    half = Z_95 * math.sqrt(estimate.variance) / (estimate.auc * (1 - estimate.auc))
+    low, high = np.exp(-np.logaddexp(0.0, [half - logit, -half - logit]))  # the sigmoid; never overflows
+    return float(low), float(high)
 
 
 def compute_metrics(eval_prediction: Any) -> Dict[str, float]:
@@ -284,57 +335,63 @@ def _wins(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.searchsorted(ordered, scores, side="left") + np.searchsorted(ordered, scores, side="right")
 
 
-def _influence(
+def _influences(
     targets_NL: np.ndarray, scores_NL: np.ndarray, patients_N: np.ndarray
-) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the AUCs, and what each patient's positives and negatives add to their deviation.
+) -> Tuple[List[float], List[np.ndarray]]:
+    num_patients = int(patients_N.max(initial=-1)) + 1
+    pairs = [influence(*columns, patients_N, num_patients) for columns in zip(targets_NL.T, scores_NL.T)]
+    return [value for value, _ in pairs], [influence_4P for _, influence_4P in pairs]
 
-    In Obuchowski's notation the second is (sum of V10 - m * AUC) / M, the third (sum of V01 - n * AUC) / N.
-    The sums are of whole numbers, so that a variance which is zero comes out as zero.
+
+def influence(
+    targets_N: np.ndarray, scores_N: np.ndarray, patients_N: np.ndarray, num_patients: int
+) -> Tuple[float, np.ndarray]:
+    """Return the AUC of one finding, and what each patient adds to its deviation.
+
+    That is linear: a mean or a difference of AUCs has the mean or the difference of their influences, on the same
+    images or on others of the same patients, and `variance_of` it counts every covariance. Of a patient, let
+    a = (sum of V10 - m * AUC) / M and b = (sum of V01 - n * AUC) / N in Obuchowski's notation, and f = n / (n - 1)
+    of the n patients with positives (f10), with negatives (f01), and of all who have an image here: the rows are
+    sqrt(f10) a, sqrt(f01) b, sqrt(f) a and sqrt(f) b. The sums are of whole numbers, so that a variance which is
+    zero comes out as zero.
+
+    Args:
+        targets_N: booleans, of both classes.
+        scores_N: any finite score, higher = more likely; sorted ones take less than half the time.
+        patients_N: codes from 0 to P - 1. A patient without an image adds nothing.
+        num_patients: P.
 
     Returns:
-        aucs_L, positive_PL, negative_PL.
+        The AUC and influence_4P, all NaN if only one patient has positives, or only one has negatives.
     """
-    num_patients, num_findings = patients_N.max() + 1, targets_NL.shape[1]
-    aucs_L = np.empty(num_findings)
-    positive_PL, negative_PL = np.empty((2, num_patients, num_findings))
-    for place in range(num_findings):
-        is_positive, scores_N = targets_NL[:, place], scores_NL[:, place]
-        positives, negatives = scores_N[is_positive], scores_N[~is_positive]
-        double_pairs = 2 * len(positives) * len(negatives)
-        wins = _wins(positives, negatives)
-        losses = 2 * len(positives) - _wins(negatives, positives)
-        total = int(wins.sum())
-        aucs_L[place] = total / double_pairs
-        for values, of_class, sums_PL in ((wins, is_positive, positive_PL), (losses, ~is_positive, negative_PL)):
-            deviations = len(values) * values - total
-            sums = np.bincount(patients_N[of_class], weights=deviations, minlength=num_patients)
-            sums_PL[:, place] = sums / (len(values) * double_pairs)
-    return aucs_L, positive_PL, negative_PL
+    positives, negatives = scores_N[targets_N], scores_N[~targets_N]
+    double_pairs = 2 * len(positives) * len(negatives)
+    wins = _wins(positives, negatives)
+    losses = 2 * len(positives) - _wins(negatives, positives)
+    total = int(wins.sum())
+    sums_2P, num_of_class = np.empty((2, num_patients)), []
+    for values, of_class_N, sums_P in zip((wins, losses), (targets_N, ~targets_N), sums_2P):
+        patients = patients_N[of_class_N]
+        deviations = len(values) * values - total
+        sums_P[:] = np.bincount(patients, deviations, num_patients) / (len(values) * double_pairs)
+        num_of_class.append(num_different(patients))
+    if min(num_of_class) < 2:
+        return total / double_pairs, np.full((4, num_patients), math.nan)
+    counts_4 = np.array([*num_of_class, *[num_different(patients_N)] * 2])
+    return total / double_pairs, np.tile(sums_2P, (2, 1)) * np.sqrt(counts_4 / (counts_4 - 1))[:, None]
 
 
-def _variance_of_mean(
-    positive_PL: np.ndarray, negative_PL: np.ndarray, targets_NL: np.ndarray, patients_N: np.ndarray
-) -> float:
-    """Return the variance of the mean over findings: the mean of their L x L covariance matrix.
+def variance_of(influence_4P: np.ndarray) -> float:
+    """Return the variance of the AUC, or mean or difference of AUCs, that has this influence.
 
-    The covariance of findings l and k is the sum over patients of
-    sqrt(f10_l f10_k) a_l a_k + sqrt(f01_l f01_k) b_l b_k + f (a_l b_k + b_l a_k), with a and b the influence of a
-    patient's positives and negatives, and f = n / (n - 1) of the n patients with positives, with negatives, and
-    of all. With L = 1 that is Obuchowski's S10 / M + S01 / N + 2 S11 / (M N).
+    It is the sum over patients of f10 a^2 + f01 b^2 + 2 f a b: of one AUC, Obuchowski's S10 / M + S01 / N +
+    2 S11 / (M N); of the mean of L, the mean of their L x L covariance matrix.
     """
-    num_patients, num_findings = positive_PL.shape
-    num_positive_L = _num_patients(targets_NL, patients_N)
-    num_negative_L = _num_patients(~targets_NL, patients_N)
-    if min(num_positive_L.min(), num_negative_L.min()) < 2:
-        return math.nan
-    positive_P = positive_PL @ np.sqrt(num_positive_L / (num_positive_L - 1))
-    negative_P = negative_PL @ np.sqrt(num_negative_L / (num_negative_L - 1))
-    both_P = positive_PL.sum(axis=1) * negative_PL.sum(axis=1) * num_patients / (num_patients - 1)
-    total = float((positive_P**2 + negative_P**2 + 2 * both_P).sum())
-    return max(total, 0.0) / num_findings**2
+    positive_P, negative_P, all_positive_P, all_negative_P = influence_4P
+    total = float((positive_P**2 + negative_P**2 + 2 * all_positive_P * all_negative_P).sum())
+    return max(total, 0.0)
 
 
-def _num_patients(of_class_NL: np.ndarray, patients_N: np.ndarray) -> np.ndarray:
-    """Return for each finding how many patients have an image of the class."""
-    return np.array([np.count_nonzero(np.bincount(patients_N[of_class_N])) for of_class_N in of_class_NL.T])
+def num_different(patients: np.ndarray) -> int:
+    """Return how many patients there are among codes."""
+    return int(np.count_nonzero(np.bincount(patients)))

@@ -9,7 +9,23 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from chestxray_vit.auc import Z_95, auc, compare, compare_macro, compute_metrics, delong, macro, obuchowski
+from chestxray_vit.auc import (
+    Z_95,
+    Estimate,
+    auc,
+    compare,
+    compare_macro,
+    compute_metrics,
+    delong,
+    holm,
+    influence,
+    logit_interval,
+    macro,
+    mean_estimate,
+    normal_test,
+    obuchowski,
+    variance_of,
+)
 from chestxray_vit.findings import FINDINGS
 from chestxray_vit.problems import InputError
 
@@ -395,6 +411,133 @@ def test_compare_of_identical_and_of_undefined_runs():
     assert math.isnan(opposite.p)
 
 
+@pytest.mark.parametrize("variance", [0.0, math.nan])
+def test_no_test_without_a_variance(variance):
+    result = normal_test(0.25, variance)
+    assert result.difference == 0.25
+    assert math.isnan(result.z)
+    assert math.isnan(result.p)
+
+
+# Influence
+
+
+def test_influence_by_hand():
+    # As in test_obuchowski_by_hand: a_A = -1/4 over M = 2, a_B = 1/4 over 2, b alike; f = f10 = f01 = 2/1.
+    # Patient 1 has no image: its influence is 0, and it does not count in f.
+    targets_N, scores_N = np.array([True, True, False, False]), np.array([2.0, 4.0, 1.0, 3.0])
+    value, influence_4P = influence(targets_N, scores_N, np.array([0, 2, 2, 0]), 4)
+    assert value == 0.75
+    assert influence_4P == pytest.approx(math.sqrt(2) / 8 * np.array([[-1, 0, 1, 0]] * 4))
+    assert variance_of(influence_4P) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_influences_of_findings_give_their_covariance(seed):
+    targets_NL, scores_NL, patients_N = clustered(seed, num_images=80, num_patients=20, num_findings=2)
+    columns = list(zip(targets_NL.T.astype(bool), scores_NL.T))
+    (_, one), (_, other) = (influence(*column, patients_N, 20) for column in columns)
+    slow = slow_obuchowski_covariance(
+        *[values.tolist() for column in columns for values in column], patients_N.tolist()
+    )
+    assert (variance_of(one + other) - variance_of(one - other)) / 4 == pytest.approx(slow, rel=1e-9)
+    assert mean_estimate([0.5, 0.7], [one, other]).variance == variance_of((one + other) / 2)
+    order = np.argsort(scores_NL[:, 0])  # sorted, to be fast
+    ranked = influence(columns[0][0][order], columns[0][1][order], patients_N[order], 20)[1]
+    assert np.array_equal(ranked, one)
+
+
+def test_mean_estimate_of_nothing_is_undefined():
+    estimate = mean_estimate([], [])
+    assert estimate.num_findings == 0
+    assert all(math.isnan(value) for value in (estimate.auc, estimate.variance, estimate.low, estimate.high))
+
+
+# Many tests
+
+
+@pytest.mark.parametrize(
+    ("p_values", "expected"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # .005 * 4, .01 * 3, .03 * 2, .04 * 1 < .06
+        ([0.02, math.nan, 0.01, math.nan], [0.02, math.nan, 0.02, math.nan]),  # two tests: .01 * 2, .02 * 1
+        ([0.3, 0.3, 0.3], [0.9, 0.9, 0.9]),
+        ([0.6, 0.5, 0.0, 1.0], [1.0, 1.0, 0.0, 1.0]),  # .5 * 3 is 1 at most
+        ([0.04], [0.04]),
+        ([math.nan], [math.nan]),
+        ([], []),
+    ],
+)
+def test_holm_by_hand(p_values, expected):
+    assert holm(p_values).tolist() == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_equals_statsmodels(seed):
+    tests = pytest.importorskip("statsmodels.stats.multitest")
+    p_values = np.round(np.random.default_rng(seed).random(40) ** 4, 3)  # with ties and zeros
+    assert holm(p_values).tolist() == pytest.approx(tests.multipletests(p_values, method="holm")[1].tolist())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_is_the_closed_test_of_bonferroni(seed):
+    """The adjusted p of a test is the largest, over all sets of tests that hold it, of their Bonferroni p."""
+    p_values = (np.random.default_rng(seed).random(7) ** 3).tolist()
+    slow = []
+    for place in range(7):
+        sets = [[other for other in range(7) if code >> other & 1] for code in range(1, 2**7) if code >> place & 1]
+        slow.append(max(min(1.0, len(held) * min(p_values[other] for other in held)) for held in sets))
+    assert holm(p_values).tolist() == pytest.approx(slow)
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.5, math.inf])
+def test_holm_refuses_what_is_no_p(wrong):
+    with pytest.raises(ValueError, match=rf"p-values must be in \[0, 1\], found {wrong}"):
+        holm([0.5, wrong, math.nan])
+
+
+# The interval on the logit scale
+
+
+def test_logit_interval_by_hand():
+    # logit .75 = log 3 = 1.0986; half = 1.96 * sqrt(.125) / (.75 * .25) = 3.6957; the sigmoids of -2.5971 and 4.7944
+    assert logit_interval(delong([1, 1, 0, 0], [2, 4, 1, 3])) == (
+        pytest.approx(0.069323, abs=1e-6),
+        pytest.approx(0.991792, abs=1e-6),
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_logit_interval_equals_scipys_functions(seed):
+    from scipy.special import expit, logit
+    from scipy.stats import norm
+
+    targets_NL, scores_NL, patients_N = clustered(seed)
+    estimate = obuchowski(targets_NL[:, 0], scores_NL[:, 0], patients_N)
+    spread = math.sqrt(estimate.variance) / (estimate.auc * (1 - estimate.auc))
+    expected = [expit(norm.ppf(level, logit(estimate.auc), spread)) for level in (0.025, 0.975)]
+    low, high = logit_interval(estimate)
+    assert [low, high] == pytest.approx(expected, rel=1e-12)
+    swapped = logit_interval(obuchowski(1 - targets_NL[:, 0], scores_NL[:, 0], patients_N))
+    assert swapped == (pytest.approx(1 - high), pytest.approx(1 - low))
+
+
+def test_logit_interval_stays_inside():
+    low, high = logit_interval(Estimate(0.999, 1e-4, 0.979, 1.0))
+    assert 0 < low < 0.999 < high < 1
+    assert logit_interval(Estimate(1e-9, 0.04, 0.0, 0.4)) == (0.0, 1.0)  # exp(4e8) does not overflow
+    assert logit_interval(Estimate(0.75, 0.0, 0.75, 0.75)) == (pytest.approx(0.75), pytest.approx(0.75))
+    assert logit_interval(Estimate(0.8, 1e-8, 0.0, 0.0)) == (  # narrow: as Wald's
+        pytest.approx(0.8 - Z_95 * 1e-4, abs=1e-7),
+        pytest.approx(0.8 + Z_95 * 1e-4, abs=1e-7),
+    )
+
+
+@pytest.mark.parametrize(("value", "variance"), [(0.0, 0.0), (1.0, 0.1), (math.nan, math.nan), (0.7, math.nan)])
+def test_logit_interval_is_undefined(value, variance):
+    assert all(math.isnan(end) for end in logit_interval(Estimate(value, variance, math.nan, math.nan)))
+
+
 # compute_metrics
 
 
@@ -468,3 +611,14 @@ def test_compute_metrics_refuses_other_columns():
     prediction.label_ids = prediction.label_ids[:-1]
     with pytest.raises(ValueError, match="targets have shape"):
         compute_metrics(prediction)
+
+
+def test_delongs_interval_is_that_of_confidenceinterval():
+    oracle = pytest.importorskip("confidenceinterval")  # by hand: it wants a setuptools older than torch's
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        targets_N = random.integers(0, 2, 200)
+        scores_N = targets_N + random.standard_normal(200)
+        value, (low, high) = oracle.roc_auc_score(targets_N, scores_N, confidence_level=0.95)
+        found = delong(targets_N, scores_N)
+        assert (found.auc, found.low, found.high) == pytest.approx((value, low, high), abs=1e-6)  # it has float32
