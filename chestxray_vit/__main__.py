@@ -14,8 +14,9 @@ STAGES = {
     "plan": "ipu_config.json -> layers, memory and waiting of each stage; checks a pipeline on a CPU",
     "train": "metadata.jsonl -> run/: fine-tune a ViT",
     "evaluate": "run/ -> predictions.csv and the AUC report",
-    "report": "predictions.csv -> auc.json, auc.csv, auc.md; compares two runs; needs no torch",
+    "report": "predictions.csv -> auc.html and its numbers; compares two runs; needs no torch",
     "predict": "run/ and any X-rays -> scores",
+    "explain": "run/ and any X-rays -> heat maps; scores them on NIH's boxes",
 }
 
 

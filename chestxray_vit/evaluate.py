@@ -1,8 +1,9 @@
-"""Score a split with a trained run: predictions.csv, a row for every image, and the AUC report.
+"""Score a split with a trained run: predictions.csv, a row for every image, and the AUC report, auc.html.
 
     python -m chestxray_vit.evaluate run --dataset_dir chest-xray-nihcc
 
-The rows come in the data set's order, and it is checked that none was lost and none counted twice."""
+The rows come in the data set's order, and it is checked that none was lost and none counted twice. The validation
+patients are scored too: what the report chooses (thresholds, recalibration) is chosen on them."""
 
 import dataclasses
 import logging
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from chestxray_vit import flags
+from chestxray_vit.predictions import VALIDATION
 from chestxray_vit.problems import InputError, reported
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,10 @@ class EvaluateFlags:
     allow_unreadable: bool = dataclasses.field(
         default=False, metadata={"help": "leave out images that cannot be read, and list them"}
     )
+    thumbnails: bool = dataclasses.field(
+        default=False,
+        metadata={"help": "show the worst mistakes' images in auc.html: they are patients' data, mind where it goes"},
+    )
 
 
 @reported
@@ -62,57 +68,110 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     )
     if not own.dataset_dir:
         raise InputError("--dataset_dir is missing: name the ingested folder.")
-    evaluate(run_dir, own, ipu_flags, given)
+    words = ["python", "-m", "chestxray_vit.evaluate", *(sys.argv[1:] if argv is None else argv)]
+    evaluate(run_dir, own, ipu_flags, given, words)
     return 0
 
 
-def evaluate(run_dir: str, own: EvaluateFlags, ipu_flags: flags.IPUFlags, given: Dict[str, Any]) -> None:
+def evaluate(
+    run_dir: str, own: EvaluateFlags, ipu_flags: flags.IPUFlags, given: Dict[str, Any], command: Sequence[str]
+) -> None:
     """Score a split, and write predictions.csv and the report.
 
     Args:
         run_dir: of `train`, or a checkpoint folder of ours.
         own, ipu_flags: our flags.
         given: values of TrainingArguments' fields, as `flags.parse` returns them.
+        command: the words of the command line, for the report.
 
     Raises:
         InputError: whatever of the input the user can mend.
     """
-    from chestxray_vit import backend, ipu_config, model, phantom, pixels, predictions, processes, results, xrays
+    from chestxray_vit import backend, ipu_config, model, pixels, processes, xrays
 
     device = backend.pick_device(own.device)
     vit, processor = model.load_model(run_dir)
     preprocess = xrays.Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
     cache = pixels.open_cache(own.dataset_dir, preprocess, own.cache_dir, own.allow_unreadable)
-    dataset = pixels.readable(xrays.load_xrays(own.dataset_dir, own.split), cache)
-    targets_NL = xrays.targets_of(dataset)
-    if targets_NL.shape[1] != vit.config.num_labels:
+    splits = {name: pixels.readable(rows, cache) for name, rows in _splits(own).items()}
+    found = xrays.targets_of(splits[own.split]).shape[1]
+    if found != vit.config.num_labels:
         raise InputError(
-            f"{run_dir} scores {vit.config.num_labels} labels, {own.dataset_dir} has {targets_NL.shape[1]}. "
+            f"{run_dir} scores {vit.config.num_labels} labels, {own.dataset_dir} has {found}. "
             "Ingest with or without --include_no_finding, as for the training."
         )
     output_dir = given["output_dir"] or str(Path(run_dir) / own.split)
-    args = backend.training_arguments({**given, **backend.no_training(), "output_dir": output_dir}, device, ipu_flags)
+    given = {**given, **backend.no_training(), "output_dir": output_dir}
+    given["bf16"] = given["bf16"] or False  # not by default: the same scores on every engine
+    args = backend.training_arguments(given, device, ipu_flags)
     own_config = Path(run_dir) / ipu_config.FILE
     config = backend.ipu_config_for(ipu_flags, device, str(own_config) if own_config.is_file() else ipu_config.DEFAULT)
     front = None if cache is None else pixels.Front(preprocess)
     trainer = backend.make_trainer(vit, processor, args, config=config, front=front)
+    tables = {}
+    for name, view in pixels.views_of(splits, preprocess, cache).items():
+        if processes.is_main_process():
+            logger.info("%s: scoring %s %s images", device, f"{len(view):,}", name)
+        targets_NL = xrays.targets_of(splits[name])
+        logits_NL = backend.predict_logits(trainer, view, targets_NL)
+        tables[name] = _predictions(splits[name], targets_NL[:, :14], logits_NL[:, :14])
     if processes.is_main_process():
-        logger.info("%s: scoring %s %s images", device, f"{len(dataset):,}", own.split)
-    view = pixels.views_of({own.split: dataset}, preprocess, cache)[own.split]
-    logits_NL = backend.predict_logits(trainer, view, targets_NL)
-    if processes.is_main_process():
-        table = _predictions(dataset, targets_NL[:, :14], logits_NL[:, :14])
-        path = Path(output_dir) / "predictions.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        predictions.write_predictions(path, table)
-        summary = results.summarise(table, source=[path], drawn=phantom.is_drawn(own.dataset_dir))
-        print(results.to_text(summary))
-        for written in (path, *results.write_results(summary, path.parent)):
-            print(f"wrote {written}")
+        _report(Path(run_dir), own, Path(output_dir), tables, command)
     processes.leave()
 
 
+def _splits(own: EvaluateFlags) -> Dict[str, Any]:
+    """Return the split to score and, unless that is it or there is none, the validation split."""
+    from chestxray_vit import xrays
+
+    splits = {own.split: xrays.load_xrays(own.dataset_dir, own.split)}
+    if own.split != "validation" and "validation" in xrays.load_xrays(own.dataset_dir).unique("split"):
+        splits["validation"] = xrays.load_xrays(own.dataset_dir, "validation")
+    return splits
+
+
+def _report(
+    run_dir: Path, own: EvaluateFlags, output_dir: Path, tables: Dict[str, Any], command: Sequence[str]
+) -> None:
+    """Write the predictions, where they come from, the report, and beside the model its thresholds and card."""
+    from chestxray_vit import (
+        backend,
+        card,
+        faces,
+        phantom,
+        predictions,
+        results,
+        thresholds,
+        thumbnails,
+        xrays,
+    )
+    from chestxray_vit.origin import FILE, origin, write_origin
+
+    paths = {name: output_dir / ("predictions.csv" if name == own.split else VALIDATION) for name in tables}
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for name, path in paths.items():
+        predictions.write_predictions(path, tables[name])
+    path, metadata = paths[own.split], xrays.find_metadata(own.dataset_dir)
+    where = origin(path, own.split, phantom.is_drawn(own.dataset_dir), command, backend.versions(), run_dir, metadata)
+    write_origin(output_dir / FILE, where)
+    validation = None if own.split == "validation" else tables.get("validation")
+    summary = results.summarise(tables[own.split], source=[path], validation=validation, origin=where)
+    print(faces.to_text(summary))
+    pictures = None
+    if own.thumbnails:
+        pictures = thumbnails.thumbnails(metadata.parent, results.mistaken_images(summary))
+    written = [*paths.values(), *results.write_results(summary, output_dir, pictures)]
+    if validation is not None:
+        thresholds.write_thresholds(run_dir / thresholds.FILE, validation, paths["validation"])
+        written.append(run_dir / thresholds.FILE)
+    if own.split == "test" and card.write_card(run_dir, summary):
+        written.append(run_dir / card.CARD)
+    for path in written:
+        print(f"wrote {path}")
+
+
 def _predictions(dataset, targets_NL, logits_NL):
+    """Return the table of a split's targets and scores."""
     from chestxray_vit.predictions import Predictions, probabilities
 
     about = dataset.remove_columns(["image", "labels"]).to_dict()

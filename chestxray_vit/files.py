@@ -48,6 +48,20 @@ def write_json(path: PathLike, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def fits(content: Any, shape: Any) -> bool:
+    """Tell whether what was read from a JSON file holds what a shape names; it may hold more.
+
+    Args:
+        content: of the file.
+        shape: a type, or a tuple of them; or a dict of names and shapes; or a list of the one shape of all items.
+    """
+    if isinstance(shape, dict):
+        return isinstance(content, dict) and all(fits(content.get(name), part) for name, part in shape.items())
+    if isinstance(shape, list):
+        return isinstance(content, list) and all(fits(item, shape[0]) for item in content)
+    return isinstance(content, shape) and not (isinstance(content, bool) and shape is not bool)
+
+
 def sha256(path: PathLike) -> str:
     """Return the hex sha256 of a file's bytes."""
     digest = hashlib.sha256()

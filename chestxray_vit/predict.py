@@ -2,7 +2,8 @@
 
     python -m chestxray_vit.predict run IMAGE_OR_FOLDER... --output scores.csv
 
-An image that cannot be read is named and left out, and the exit code is then 1: no score is made up for it."""
+Where `evaluate` has left thresholds.json in the run, the findings called positive stand beside the scores. An image
+that cannot be read is named and left out, and the exit code is then 1: no score is made up for it."""
 
 from __future__ import annotations
 
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Iterator, List, Optional, Sequence, Tuple
 
 from chestxray_vit.files import write_text
-from chestxray_vit.findings import FINDINGS
+from chestxray_vit.findings import FINDINGS, SEPARATOR
+from chestxray_vit.operating import RULE_NAMES, RULES, Table, decide
 from chestxray_vit.problems import InputError, reported
+from chestxray_vit.thresholds import FILE as THRESHOLDS
+from chestxray_vit.thresholds import read_thresholds
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--output", type=Path, metavar="F.csv", help="write the scores here, all digits (default: print four)"
     )
+    result.add_argument(
+        "--rule",
+        choices=RULE_NAMES,
+        default=RULE_NAMES[0],
+        help=f"which thresholds of RUN/{THRESHOLDS} call a finding positive (default: {RULE_NAMES[0]})",
+    )
     result.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="engine (default: auto)")
     return result
 
@@ -48,6 +58,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the stage."""
     args = parser().parse_args(argv)
     paths = find_images(args.images)
+    thresholds = _thresholds(Path(args.run), args.rule)
 
     from chestxray_vit import backend, model  # only here: they load torch
 
@@ -56,10 +67,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     unreadable: List[str] = []
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["file_name", *(f"score_{finding}" for finding in FINDINGS)])
+    called = [] if thresholds is None else [f"called_positive_{args.rule}"]
+    writer.writerow(["file_name", *(f"score_{finding}" for finding in FINDINGS), *called])
     for path, scores_L in score(vit, processor, paths, device, unreadable):
         shown_L = scores_L if args.output else [f"{value:.4f}" for value in scores_L]
-        writer.writerow([path.as_posix(), *shown_L])
+        decided = [] if thresholds is None else [SEPARATOR.join(decide(scores_L, thresholds, args.rule))]
+        writer.writerow([path.as_posix(), *shown_L, *decided])
     if args.output:
         write_text(args.output, table.getvalue())
         print(f"wrote {args.output}: {len(paths) - len(unreadable):,} images")
@@ -70,6 +83,25 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if unreadable:
         print(f"error: {len(unreadable):,} of {len(paths):,} images have no score", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def _thresholds(run_dir: Path, rule_name: str) -> Optional[Table]:
+    """Return the thresholds that `evaluate` left in a run, and say what they are; None where there are none."""
+    path = run_dir / THRESHOLDS
+    if not path.is_file():
+        return None
+    thresholds = read_thresholds(path)
+    title = next(rule.title for rule in RULES if rule.name == rule_name)
+    logger.info(
+        "called positive: by the %s, chosen on %s images of %s patients",
+        title,
+        f"{thresholds.chosen_on.num_images:,}",
+        f"{thresholds.chosen_on.num_patients:,}",
+    )
+    undecided = [finding for finding, row in thresholds.table.items() if row[rule_name] is None]
+    if undecided:
+        logger.warning("never called, since they have no such threshold: %s", ", ".join(undecided))
+    return thresholds.table
 
 
 def find_images(arguments: Sequence[Path]) -> List[Path]:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 TARGET_COLUMNS = tuple(f"target_{finding}" for finding in FINDINGS)
 SCORE_COLUMNS = tuple(f"score_{finding}" for finding in FINDINGS)
 COLUMNS = ("file_name", "patient_id", "age", "sex", "view", *TARGET_COLUMNS, *SCORE_COLUMNS)
+VALIDATION = "predictions_validation.csv"  # lies beside predictions.csv: what thresholds are chosen on
 REMEDY = "Give a predictions.csv as chestxray_vit.evaluate writes it."
 
 
@@ -136,6 +137,7 @@ def _read_rows(rows: Iterator[List[str]], problems: Problems) -> Predictions:
     place = {column: header.index(column) for column in COLUMNS}
     targets_of = [(column, place[column]) for column in TARGET_COLUMNS]
     scores_of = [(column, place[column]) for column in SCORE_COLUMNS]
+    numbers_of = [place[column] for column in (*TARGET_COLUMNS, *SCORE_COLUMNS)]
     file_names, patient_ids, ages, sexes, views = [], [], [], [], []
     targets, scores = array("b"), array("d")  # 200,000 rows of Python floats would take half a gigabyte
     line_of: Dict[str, int] = {}
@@ -158,6 +160,11 @@ def _read_rows(rows: Iterator[List[str]], problems: Problems) -> Predictions:
         ages.append(_read_age(age, line, problems))
         sexes.append(sex)
         views.append(view)
+        numbers = _sound_numbers(row, numbers_of)
+        if numbers:
+            targets.extend(map(int, numbers[: len(FINDINGS)]))
+            scores.extend(numbers[len(FINDINGS) :])
+            continue
         targets.extend([_read_target(row[at], line, column, problems) for column, at in targets_of])
         scores.extend([_read_score(row[at], line, column, problems) for column, at in scores_of])
     if not file_names and not problems:
@@ -167,6 +174,16 @@ def _read_rows(rows: Iterator[List[str]], problems: Problems) -> Predictions:
     targets_NL = np.array(targets, dtype=np.int64).reshape(shape)
     scores_NL = np.array(scores, dtype=np.float64).reshape(shape)
     return Predictions(file_names, patient_ids, ages, sexes, views, targets_NL, scores_NL)
+
+
+def _sound_numbers(row: List[str], places: Sequence[int]) -> Optional[List[float]]:
+    """Return a row's targets and scores, or None if one is wrong: most rows are right, and asked all at once."""
+    try:
+        numbers = [float(row[at]) for at in places]
+    except ValueError:
+        return None
+    sound = all(0 <= number <= 1 for number in numbers) and {0.0, 1.0}.issuperset(numbers[: len(FINDINGS)])
+    return numbers if sound else None
 
 
 def _check_header(header: List[str], problems: Problems) -> None:

@@ -1,112 +1,135 @@
-"""The AUC table of one evaluation, made once as the dict that is auc.json, and its faces: text, Markdown, CSV.
+"""The numbers of one evaluation, made once as the dict that is auc.json; every face shows them and makes none.
 
-All faces show the numbers of that one dict, so that no two of them can disagree. Published values stand beside,
-each with its split: a number from another split is a landmark, not a rival.
+What is chosen or fitted (thresholds, recalibration) comes of the validation predictions and is applied to those that
+the report is of: chosen on the same images, it would flatter.
 
 Shapes: N images, L = 14 findings in NIH's order."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import textwrap
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from chestxray_vit import __version__
-from chestxray_vit.auc import Difference, Estimate, Macro, auc, compare, compare_macro, macro, obuchowski
+from chestxray_vit.auc import Estimate, Macro, logit_interval, macro, obuchowski
+from chestxray_vit.bootstrap import bootstrap, finding_intervals, macro_interval
+from chestxray_vit.calibration import calibration_table
+from chestxray_vit.comparison import comparison
+from chestxray_vit.curves import average_precision, curve
+from chestxray_vit.faces import FEW, FEW_PATIENTS, to_csv, to_markdown, to_operating_csv, to_subgroup_csv
 from chestxray_vit.files import PathLike, sha256, write_json, write_text
 from chestxray_vit.findings import FINDINGS
+from chestxray_vit.page import to_html
 from chestxray_vit.predictions import Predictions
-from chestxray_vit.problems import InputError, Problems
+from chestxray_vit.problems import InputError
+from chestxray_vit.published import PUBLISHED
+from chestxray_vit.subgroups import subgroup_table
+from chestxray_vit.thresholds import operating_table
 
-OUTPUTS = ("auc.json", "auc.csv", "auc.md")
-FEW_PATIENTS = 30  # with fewer positive patients, a normal interval is a rough guess
-FEW = f"fewer than {FEW_PATIENTS} positive patients"
-INTERVAL = "95 %, by patient (Obuchowski 1997), Wald, clipped to [0, 1]"
-COMPARISON = "a is the first file, b the second; paired, by patient (Obuchowski 1997), two-sided normal p, uncorrected"
+OUTPUTS = ("auc.json", "auc.csv", "operating_points.csv", "subgroups.csv", "auc.md", "auc.html")
+REPLICATES = 1000
+INTERVALS = {
+    "wald": "95 %, by patient (Obuchowski 1997), Wald, clipped to [0, 1]",
+    "logit": "95 %, by patient (Obuchowski 1997), on the logit scale",
+    "bootstrap": f"95 %, percentiles of {REPLICATES:,} bootstrap replicates of patients",
+}
 CAUTION = "Research use; labels mined from report text; one hospital."
 DRAWN = "Drawn X-rays: these numbers show that the software works, and say nothing of patients."
+MISTAKES, NUM_MISTAKES = ("misses", "false_alarms"), 5  # of each kind, a finding
 
-WANG = (0.716, 0.807, 0.784, 0.609, 0.706, 0.671, 0.633, 0.806, 0.708, 0.835, 0.815, 0.769, 0.708, 0.767)
-CHEXNET = (
-    *(0.8094, 0.9248, 0.8638, 0.7345, 0.8676, 0.7802, 0.7680),
-    *(0.8887, 0.7901, 0.8878, 0.9371, 0.8047, 0.8062, 0.9164),
-)
-OWN, UNDISCLOSED, OFFICIAL = "its own split", "undisclosed random split", "official split"
-PUBLIC_LISTS = "public lists by patient (78,468/11,219/22,433 images), not NIH's"
-PUBLISHED_MACRO = (
-    ("Wang 2017", 0.738, OWN, "Wang et al., CVPR 2017"),
-    ("Yao 2017", 0.803, OWN, "Yao et al., arXiv:1710.10501"),
-    ("CheXNet 2017", 0.841, UNDISCLOSED, "Rajpurkar et al., arXiv:1711.05225"),
-    ("CheXNet re-runs, lowest", 0.843, PUBLIC_LISTS, "re-runs of arXiv:1711.05225"),
-    ("CheXNet re-runs, highest", 0.851, PUBLIC_LISTS, "re-runs of arXiv:1711.05225"),
-    ("CheXNet re-run, jrzech 2022", 0.8383, PUBLIC_LISTS, "github.com/jrzech/reproduce-chexnet"),
-    ("ViT-S/16 ImageNet", 0.796, OFFICIAL, "Xiao et al., WACV 2023"),
-    ("ViT-S/16 MAE on X-rays", 0.823, OFFICIAL, "Xiao et al., WACV 2023"),
-    ("ViT-B/16 MAE on X-rays", 0.830, OFFICIAL, "Xiao et al., WACV 2023"),
-    ("DenseNet-121 ImageNet", 0.822, OFFICIAL, "Xiao et al., WACV 2023"),
-    ("EVA-X Ti", 0.824, OFFICIAL, "Yao et al., arXiv:2405.05237"),
-    ("EVA-X S", 0.833, OFFICIAL, "Yao et al., arXiv:2405.05237"),
-    ("EVA-X B", 0.835, OFFICIAL, "Yao et al., arXiv:2405.05237"),
-    ("ViT-B/16, 3 epochs", 0.7916, "5 % of images at random, softmax: comparable with nothing", "Graphcore's tutorial"),
-)
-PUBLISHED = {
-    "macro": [dict(zip(("model", "auc", "split", "source"), row)) for row in PUBLISHED_MACRO],
-    "findings": {
-        "Wang 2017": {"split": OWN, "auc": dict(zip(FINDINGS, WANG))},
-        "CheXNet 2017": {"split": UNDISCLOSED, "auc": dict(zip(FINDINGS, CHEXNET))},
-    },
-}
+
+@dataclass(frozen=True)
+class Options:
+    """What a reader may choose.
+
+    Attributes:
+        interval: of AUCs, one of INTERVALS.
+        prevalence: at which PPV and NPV are given besides; None for none.
+    """
+
+    interval: str = "wald"
+    prevalence: Optional[float] = None
 
 
 def summarise(
     predictions: Predictions,
     compare_with: Optional[Predictions] = None,
     source: Optional[Sequence[PathLike]] = None,
-    drawn: bool = False,
+    validation: Optional[Predictions] = None,
+    origin: Optional[Dict[str, Any]] = None,
+    localisation: Optional[Dict[str, Any]] = None,
+    options: Options = Options(),
 ) -> Dict[str, Any]:
-    """Return the AUC table of an evaluation: the content of auc.json, None where undefined.
+    """Return the numbers of an evaluation: the content of auc.json, None where undefined.
 
     Args:
         predictions: of the run to report.
         compare_with: of another run on the same images, in any order.
         source: the file of `predictions`, then that of `compare_with`; their base names and sha256 are kept.
-        drawn: the images are a phantom's; no published value stands beside those.
+        validation: of the same run on other patients; thresholds and recalibration come of them.
+        origin: of `origin.read_origin`; beside a phantom's no published value stands.
+        localisation: of `explain --boxes`.
+        options: the reader's.
 
     Raises:
         InputError: the two runs differ in images, targets or patients.
     """
     targets_NL = predictions.targets_NL
     patients_N = np.unique(np.asarray(predictions.patient_ids, dtype=str), return_inverse=True)[1]
+    overall, estimates = _estimates(targets_NL, predictions.scores_NL, patients_N, options.interval)
     findings = [
-        _finding(finding, targets_NL[:, place], predictions.scores_NL[:, place], patients_N)
+        _finding(finding, targets_NL[:, place], predictions.scores_NL[:, place], patients_N, estimates[place])
         for place, finding in enumerate(FINDINGS)
     ]
+    operating = None if validation is None else operating_table(predictions, validation, options.prevalence)
+    drawn = origin is not None and origin["drawn"]
     return {
         "package_version": __version__,
         "source": [{"file_name": Path(path).name, "sha256": sha256(path)} for path in source or ()],
         "num_images": len(predictions.file_names),
         "num_patients": len(np.unique(patients_N)),
         "caution": DRAWN if drawn else CAUTION,
-        "interval": INTERVAL,
-        "macro": _macro(macro(targets_NL, predictions.scores_NL, patients_N), findings),
+        "interval": INTERVALS[options.interval],
+        "macro": _macro(overall, findings),
         "findings": findings,
         "published": {"macro": [], "findings": {}} if drawn else PUBLISHED,
-        "comparison": None if compare_with is None else _comparison(predictions, compare_with, patients_N),
+        "comparison": None if compare_with is None else comparison(predictions, compare_with),
+        "validation": None if validation is None else _validation(predictions, validation),
+        "operating_points": operating,
+        "calibration": calibration_table(predictions, validation),
+        "subgroups": subgroup_table(predictions),
+        "localisation": localisation,
+        "mistakes": _mistakes(predictions),
+        "curves": _curves(predictions, operating),
+        "origin": origin,
     }
 
 
-def _finding(finding: str, targets_N: np.ndarray, scores_N: np.ndarray, patients_N: np.ndarray) -> Dict[str, Any]:
-    from sklearn.metrics import average_precision_score  # here, since it takes a second to import
+def _estimates(
+    targets_NL: np.ndarray, scores_NL: np.ndarray, patients_N: np.ndarray, interval: str
+) -> Tuple[Macro, List[Estimate]]:
+    """Return the macro and each finding's AUC, with the interval that was asked for."""
+    if interval == "bootstrap":
+        result = bootstrap(targets_NL, scores_NL, patients_N, REPLICATES)
+        return macro_interval(result), list(finding_intervals(result))
+    overall = macro(targets_NL, scores_NL, patients_N)
+    estimates = [obuchowski(targets_N, scores_N, patients_N) for targets_N, scores_N in zip(targets_NL.T, scores_NL.T)]
+    if interval == "wald":
+        return overall, estimates
+    overall = Macro(overall.auc, overall.variance, *logit_interval(overall), overall.num_findings)
+    return overall, [Estimate(found.auc, found.variance, *logit_interval(found)) for found in estimates]
 
+
+def _finding(
+    finding: str, targets_N: np.ndarray, scores_N: np.ndarray, patients_N: np.ndarray, estimate: Estimate
+) -> Dict[str, Any]:
     num_images, num_positives = len(targets_N), int(targets_N.sum())
     num_positive_patients = len(np.unique(patients_N[targets_N == 1]))
     num_negative_patients = len(np.unique(patients_N[targets_N == 0]))
-    estimate = obuchowski(targets_N, scores_N, patients_N)
     notes = []
     if num_positive_patients < FEW_PATIENTS:
         notes.append(FEW)
@@ -124,14 +147,15 @@ def _finding(finding: str, targets_N: np.ndarray, scores_N: np.ndarray, patients
         "num_positive_patients": num_positive_patients,
         "prevalence": num_positives / num_images if num_images else None,
         **_numbers(estimate),
-        "average_precision": float(average_precision_score(targets_N, scores_N)) if num_positives else None,
+        "average_precision": _defined(average_precision(targets_N, scores_N)),
         "notes": notes,
     }
 
 
 def _macro(estimate: Macro, findings: List[Dict[str, Any]]) -> Dict[str, Any]:
     without_interval = [row["finding"] for row in findings if row["auc"] is not None and row["low"] is None]
-    notes = [f"interval undefined: so is that of {', '.join(without_interval)}"] if without_interval else []
+    undefined = math.isnan(estimate.low) and without_interval
+    notes = [f"interval undefined: so is that of {', '.join(without_interval)}"] if undefined else []
     return {
         **_numbers(estimate),
         "num_findings": estimate.num_findings,
@@ -144,189 +168,76 @@ def _numbers(estimate: Estimate) -> Dict[str, Optional[float]]:
     return {name: _defined(getattr(estimate, name)) for name in ("auc", "variance", "low", "high")}
 
 
-def _comparison(a: Predictions, b: Predictions, patients_N: np.ndarray) -> Dict[str, Any]:
-    targets_NL, scores_a_NL, scores_b_NL = a.targets_NL, a.scores_NL, b.scores_NL[_rows_of_same_images(a, b)]
-    rows = []
-    for finding, targets_N, scores_a_N, scores_b_N in zip(FINDINGS, targets_NL.T, scores_a_NL.T, scores_b_NL.T):
-        aucs = auc(targets_N, scores_a_N), auc(targets_N, scores_b_N)
-        rows.append({"finding": finding, **_difference(*aucs, compare(targets_N, scores_a_N, scores_b_N, patients_N))})
-    aucs = macro(targets_NL, scores_a_NL).auc, macro(targets_NL, scores_b_NL).auc
-    overall = _difference(*aucs, compare_macro(targets_NL, scores_a_NL, scores_b_NL, patients_N))
-    return {"method": COMPARISON, "macro": overall, "findings": rows}
-
-
-def _difference(auc_a: float, auc_b: float, difference: Difference) -> Dict[str, Optional[float]]:
-    numbers = {
-        "auc_a": auc_a,
-        "auc_b": auc_b,
-        "difference": difference.difference,
-        "se": math.sqrt(difference.variance),
-        "z": difference.z,
-        "p": difference.p,
-    }
-    return {name: _defined(number) for name, number in numbers.items()}
-
-
-def _rows_of_same_images(a: Predictions, b: Predictions) -> List[int]:
-    """Return where the images of a are in b, or raise an InputError that lists what differs."""
-    problems = Problems("the two predictions files cannot be compared")
-    row_of = {name: row for row, name in enumerate(b.file_names)}
-    for name in a.file_names:
-        if name not in row_of:
-            problems.add("an image is in the first file only", name)
-    for name in sorted(set(row_of).difference(a.file_names)):
-        problems.add("an image is in the second file only", name)
-    for row_a, name in enumerate(a.file_names):
-        row_b = row_of.get(name)
-        if row_b is None:
-            continue
-        if (a.targets_NL[row_a] != b.targets_NL[row_b]).any():
-            problems.add("the targets of an image differ", name, "Were both runs evaluated on one metadata.jsonl?")
-        if a.patient_ids[row_a] != b.patient_ids[row_b]:
-            ids = f"{a.patient_ids[row_a]!r} and {b.patient_ids[row_b]!r}"
-            problems.add("the patient_id of an image differs", f"{name}: {ids}")
-    problems.raise_if_any()
-    return [row_of[name] for name in a.file_names]
-
-
 def _defined(number: float) -> Optional[float]:
     """Return None for NaN: JSON has none."""
     return None if math.isnan(number) else float(number)
 
 
-def to_text(results: Dict[str, Any]) -> str:
-    """Return the tables and their notes as plain text, at most 110 columns wide."""
-    parts = [
-        _headline(results),
-        _aligned(_table(results)),
-        "\n".join(textwrap.fill(note, 110) for note in _notes(results)),
-    ]
-    if results["comparison"]:
-        parts += [_aligned(_comparison_table(results["comparison"])), f"{results['comparison']['method']}."]
-    return "\n\n".join([*parts, results["caution"]]) + "\n"
+def _validation(predictions: Predictions, validation: Predictions) -> Dict[str, int]:
+    """Return the size of what was chosen on, and how many of its patients are in the report too."""
+    return {
+        "num_images": len(validation.file_names),
+        "num_patients": len(set(validation.patient_ids)),
+        "shared_patients": len(set(validation.patient_ids).intersection(predictions.patient_ids)),
+    }
 
 
-def to_markdown(results: Dict[str, Any]) -> str:
-    """Return the tables and their notes as Markdown, with the published macro AUCs."""
-    parts = ["# AUC report", _headline(results), _piped(_table(results))]
-    parts.append("\n".join(f"- {note}" for note in _notes(results)))
-    if results["comparison"]:
-        parts += ["## Comparison of two runs", _piped(_comparison_table(results["comparison"]))]
-        parts += [f"{results['comparison']['method']}."]
-    published = [
-        [row["model"], row["split"], row["source"], _shown(row["auc"])] for row in results["published"]["macro"]
-    ]
-    if published:
-        parts += ["## Published macro AUCs", _piped([["model", "split", "source", "AUC"], *published], num_left=3)]
-    return "\n\n".join([*parts, results["caution"]]) + "\n"
+def _mistakes(predictions: Predictions) -> List[Dict[str, Any]]:
+    """Return for each finding the positives with the lowest scores and the negatives with the highest."""
+    rows = []
+    for finding, targets_N, scores_N in zip(FINDINGS, predictions.targets_NL.T, predictions.scores_NL.T):
+        order = np.argsort(scores_N, kind="stable")
+        misses = order[targets_N[order] == 1][:NUM_MISTAKES]
+        alarms = order[targets_N[order] == 0][::-1][:NUM_MISTAKES]
+        listed = {
+            kind: [{"file_name": predictions.file_names[row], "score": float(scores_N[row])} for row in places.tolist()]
+            for kind, places in zip(MISTAKES, (misses, alarms))
+        }
+        rows.append({"finding": finding, **listed})
+    return rows
 
 
-def to_csv(results: Dict[str, Any]) -> str:
-    """Return a row a finding and one of the macro, with every digit; empty where undefined."""
-    published = results["published"]["findings"]
-    macro_row = {**results["macro"], "finding": "macro", "num_images": results["num_images"]}
-    compared = results["comparison"]
-    differences = [*compared["findings"], compared["macro"]] if compared else [{}] * (len(FINDINGS) + 1)
-    table = []
-    for row, difference in zip([*results["findings"], macro_row], differences):
-        row = {**row, **difference, "finding": row["finding"], "notes": "; ".join(row["notes"])}
-        row.update({model: values["auc"].get(row["finding"]) for model, values in published.items()})
-        table.append(row)
-    columns = [*results["findings"][0], *published, *(compared["macro"] if compared else ())]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
+def _curves(predictions: Predictions, operating: Optional[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Return each finding's counts by threshold, those of its operating points among them."""
+    rows = []
+    for place, finding in enumerate(FINDINGS):
+        points = operating["findings"][place]["points"].values() if operating else ()
+        thresholds = [point["threshold"] for point in points if point is not None]
+        targets_N, scores_N = predictions.targets_NL[:, place], predictions.scores_NL[:, place]
+        rows.append({"finding": finding, **curve(targets_N, scores_N, thresholds)})
+    return rows
 
 
-def write_results(results: Dict[str, Any], output_dir: PathLike) -> List[Path]:
-    """Write auc.json, auc.csv and auc.md, each whole or not at all, and return their paths.
+def mistaken_images(results: Dict[str, Any]) -> List[str]:
+    """Return the file names of all mistakes that a report lists."""
+    return [image["file_name"] for row in results["mistakes"] for kind in MISTAKES for image in row[kind]]
+
+
+def write_results(
+    results: Dict[str, Any], output_dir: PathLike, pictures: Optional[Dict[str, str]] = None
+) -> List[Path]:
+    """Write auc.json and its faces, each whole or not at all, and return their paths.
+
+    Args:
+        results: of `summarise`.
+        output_dir: made if it is not there.
+        pictures: of the mistakes' images, by file name, of `thumbnails.thumbnails`; None to show none.
 
     Raises:
         InputError: the folder cannot be written to.
     """
-    paths = [Path(output_dir) / name for name in OUTPUTS]
+    faces = {
+        "auc.csv": to_csv(results),
+        "operating_points.csv": to_operating_csv(results),
+        "subgroups.csv": to_subgroup_csv(results),
+        "auc.md": to_markdown(results),
+        "auc.html": to_html(results, pictures),
+    }
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        write_json(paths[0], results)
-        write_text(paths[1], to_csv(results))
-        write_text(paths[2], to_markdown(results))
+        write_json(Path(output_dir) / OUTPUTS[0], results)
+        for name, text in faces.items():
+            write_text(Path(output_dir) / name, text)
     except OSError as err:
         raise InputError(f"{output_dir}: cannot be written to: {err}. Name another with --output_dir.") from err
-    return paths
-
-
-def _headline(results: Dict[str, Any]) -> str:
-    return f"AUC-ROC on {results['num_images']:,} images of {results['num_patients']:,} patients."
-
-
-def _table(results: Dict[str, Any]) -> List[List[str]]:
-    """Return the cells of the main table: a header, a row a finding, the macro."""
-    published = results["published"]["findings"]
-    header = ["finding", "positives", "positive patients", "AUC", "95 % interval", "average precision", "prevalence"]
-    rows = [[*header, *published]]
-    for row in results["findings"]:
-        cells = [row["finding"] + (" *" if FEW in row["notes"] else "")]
-        cells += [f"{row['num_positives']:,}", f"{row['num_positive_patients']:,}", _shown(row["auc"]), _interval(row)]
-        cells += [_shown(row["average_precision"]), _shown(row["prevalence"])]
-        rows.append(cells + [_shown(values["auc"][row["finding"]]) for values in published.values()])
-    overall, means = results["macro"], {row["model"]: row["auc"] for row in results["published"]["macro"]}
-    label = f"macro over {overall['num_findings']} findings"
-    cells = [label, "", "", _shown(overall["auc"]), _interval(overall), "", ""]
-    return [*rows, cells + [_shown(means[model]) for model in published]]
-
-
-def _comparison_table(comparison: Dict[str, Any]) -> List[List[str]]:
-    rows = [["finding", "AUC a", "AUC b", "difference", "standard error", "z", "p"]]
-    for row in [*comparison["findings"], {**comparison["macro"], "finding": "macro"}]:
-        cells = [row["finding"], _shown(row["auc_a"]), _shown(row["auc_b"]), _shown(row["difference"], "+.3f")]
-        cells += [_shown(row["se"], ".4f"), _shown(row["z"], "+.2f")]
-        rows.append([*cells, "<0.001" if row["p"] is not None and row["p"] < 0.001 else _shown(row["p"])])
-    return rows
-
-
-def _notes(results: Dict[str, Any]) -> List[str]:
-    notes = [f"Interval: {results['interval']}."]
-    if any(FEW in row["notes"] for row in results["findings"]):
-        notes.append(f"Findings marked * have {FEW}: the interval is a rough guess.")
-    for row in [*results["findings"], {**results["macro"], "finding": "macro"}]:
-        notes += [f"{row['finding']}: {note}." for note in row["notes"] if note != FEW]
-    left_out = results["macro"]["findings_left_out"]
-    if left_out:
-        notes.append(f"Left out of the macro: {', '.join(left_out)}.")
-    splits = "; ".join(f"{model}: {values['split']}" for model, values in results["published"]["findings"].items())
-    if splits:
-        notes.append(f"Published: {splits}. Not comparable unless the split is the same.")
-    for letter, source in zip("ab", results["source"]):
-        name = repr(source["file_name"])[1:-1].replace("`", "'")  # a hostile file name stays text in Markdown
-        notes.append(f"Source {letter}: `{name}`, sha256 {source['sha256'][:16]}.")
-    return notes
-
-
-def _interval(row: Dict[str, Any]) -> str:
-    return "undefined" if row["low"] is None else f"{_shown(row['low'])} to {_shown(row['high'])}"
-
-
-def _shown(number: Optional[float], form: str = ".3f") -> str:
-    return "undefined" if number is None else format(number, form)
-
-
-def _aligned(rows: List[List[str]]) -> str:
-    """Return cells in aligned columns: a header of two lines, rules, the last row set apart."""
-    header = [cell.rpartition(" ") for cell in rows[0]]
-    lines = [[above for above, _, _ in header], [below for _, _, below in header], *rows[1:]]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    texts = [
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]
-        ).rstrip()
-        for line in lines
-    ]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([*texts[:2], rule, *texts[2:-1], rule, texts[-1]])
-
-
-def _piped(rows: List[List[str]], num_left: int = 1) -> str:
-    lines = [rows[0], ["---"] * num_left + ["---:"] * (len(rows[0]) - num_left), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return [Path(output_dir) / name for name in OUTPUTS]

@@ -12,15 +12,14 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+from chestxray_vit.card import CARD, CONFIG, model_card
 from chestxray_vit.files import sha256, write_json, write_text
-from chestxray_vit.findings import FINDINGS
 from chestxray_vit.phantom import is_drawn
 from chestxray_vit.problems import InputError
+from chestxray_vit.thresholds import FILE as THRESHOLDS
 from chestxray_vit.xrays import METADATA, find_metadata
 
 logger = logging.getLogger(__name__)
-
-CONFIG = "train_config.json"
 
 
 def check_free(output_dir: str, overwrite: bool) -> None:
@@ -86,6 +85,8 @@ def write_run(
     """
     target = Path(output_dir)
     target.mkdir(parents=True, exist_ok=True)
+    config = {**config, "validation_auc": _validation_auc(metrics)}
+    (target / THRESHOLDS).unlink(missing_ok=True)  # they are of an earlier model
     with tempfile.TemporaryDirectory(prefix=".run.", dir=target) as aside:
         model.save_pretrained(aside, safe_serialization=True)
         processor.save_pretrained(aside)
@@ -93,12 +94,19 @@ def write_run(
         if ipu_config is not None:
             write_json(Path(aside, "ipu_config.json"), ipu_config)
         draw_loss(state.log_history, Path(aside, "loss.png"))
-        write_text(Path(aside, "README.md"), model_card(target.resolve().name, config, metrics))
-        mode = Path(aside, "README.md").stat().st_mode  # as umask says; safetensors writes for its owner alone
+        write_text(Path(aside, CARD), model_card(target.resolve().name, config))
+        mode = Path(aside, CARD).stat().st_mode  # as umask says; safetensors writes for its owner alone
         for path in sorted(Path(aside).iterdir()):
             path.chmod(mode)
             os.replace(path, target / path.name)
     write_json(target / CONFIG, json.loads(json.dumps(config, default=str)))
+
+
+def _validation_auc(metrics: Dict[str, float]) -> Dict[str, Optional[float]]:
+    """Return the AUCs among the metrics of a validation, None where undefined."""
+    aucs = {name[len("eval_") :]: value for name, value in metrics.items()}
+    aucs = {name: value for name, value in aucs.items() if name.startswith(("roc_auc", "num_findings"))}
+    return {name: None if value != value else value for name, value in aucs.items()}
 
 
 def draw_loss(log_history: List[Dict[str, float]], path: Path):
@@ -126,50 +134,3 @@ def draw_loss(log_history: List[Dict[str, float]], path: Path):
     axes.legend(lines, [str(line.get_label()) for line in lines], loc="upper right")
     figure.savefig(path, dpi=120)
     return figure
-
-
-def model_card(name: str, config: Dict[str, Any], metrics: Dict[str, float]) -> str:
-    """Return the run's README.md: what it is, what it is not, and its AUC on the validation patients."""
-    from huggingface_hub import ModelCardData
-
-    base = config["flags"]["model_name_or_path"]
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["chest-x-ray", "multi-label", "vit"],
-        base_model=None if config["flags"]["from_scratch"] or os.path.isdir(base) else base,
-    )
-    images = ", ".join(f"{count:,} {split}" for split, count in config["data"]["images"].items())
-    lines = [
-        "---",
-        data.to_yaml(),
-        "---",
-        "",
-        f"# {name}",
-        "",
-        "A Vision Transformer that scores 14 findings on frontal chest X-rays, each by itself, trained with "
-        f"chestxray_vit {config['versions']['chestxray-vit']}.",
-        "",
-        "Research use only; not a medical device. "
-        + (
-            "It learned drawn X-rays."
-            if config["data"]["drawn"]
-            else "Its labels are mined from one hospital's reports."
-        ),
-        "",
-        f"- start: {'random weights' if config['flags']['from_scratch'] else Path(base).name}",
-        f"- data: `{config['data']['name']}`, {images} images, split as its ingest_report.json says",
-        f"- how: every argument and version is in `{CONFIG}`; loss and learning rate in `loss.png`",
-        "",
-        "## AUC on the validation patients",
-        "",
-    ]
-    if "eval_roc_auc" not in metrics:
-        return "\n".join([*lines, "Not evaluated in training.", ""])
-    lines += ["The best checkpoint was chosen by this AUC: on other patients expect less.", "", "| finding | AUC |"]
-    lines += ["|---|---|"]
-    for finding in FINDINGS:
-        value = metrics.get(f"eval_roc_auc_{finding}")
-        lines.append(f"| {finding} | {'undefined' if value is None or value != value else format(value, '.3f')} |")
-    macro, count = metrics["eval_roc_auc"], metrics["eval_num_findings"]
-    return "\n".join([*lines, f"| **mean over {count:.0f} findings** | **{macro:.3f}** |", ""])

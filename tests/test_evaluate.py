@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from chestxray_vit import backend, evaluate, ingest, model, predict, predictions, xrays
+from chestxray_vit import backend, evaluate, ingest, model, predict, predictions, report, results, thresholds, xrays
 from chestxray_vit.findings import FINDINGS, label_names
 from chestxray_vit.shape import Shape
 
@@ -88,12 +88,66 @@ def test_report_is_that_of_the_predictions(run, phantom_dataset, tmp_path, capsy
     assert evaluate.main([str(run), "--dataset_dir", str(phantom_dataset), "--output_dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"predictions.csv", "auc.json", "auc.csv", "auc.md"}
+    assert names == {"predictions.csv", "predictions_validation.csv", "evaluation.json", *results.OUTPUTS}
     macro = json.loads((tmp_path / "auc.json").read_text())["macro"]
     line = next(line for line in printed.splitlines() if line.startswith("macro"))
     assert f"{macro['auc']:.3f}" in line
     assert "Drawn X-rays" in printed  # and no published value beside a phantom's
     assert "Wang" not in printed
+
+
+def test_report_makes_the_same_page_of_what_evaluate_left(run, phantom_dataset, tmp_path):
+    assert evaluate.main([str(run), "--dataset_dir", str(phantom_dataset), "--output_dir", str(tmp_path / "a")]) == 0
+    assert report.main([str(tmp_path / "a" / "predictions.csv"), "--output_dir", str(tmp_path / "b")]) == 0
+    for name in results.OUTPUTS:
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+    page = (tmp_path / "a" / "auc.html").read_text()
+    assert "<img" not in page  # images are patients' data
+    assert str(phantom_dataset) not in page and str(tmp_path) not in page
+    counts = json.loads((phantom_dataset / "images" / "ingest_report.json").read_text())
+    assert f"{counts['num_rows']:,} rows came in" in page
+    where = ["--dataset_dir", str(phantom_dataset), "--output_dir", str(tmp_path / "c"), "--thumbnails", "true"]
+    assert evaluate.main([str(run), *where]) == 0
+    assert (tmp_path / "c" / "auc.html").read_text().count('<img src="data:image/jpeg') > 14
+
+
+def test_validation_images_are_scored_beside_and_thresholds_chosen_on_them(run, phantom_dataset, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    assert evaluate.main([str(copy), "--dataset_dir", str(phantom_dataset)]) == 0
+    table = predictions.read_predictions(copy / "test" / "predictions_validation.csv")
+    assert list(table.file_names) == xrays.load_xrays(phantom_dataset, "validation")["file_name"][:]
+    found = thresholds.read_thresholds(copy / "thresholds.json")
+    assert found.table == thresholds.choose_all(table)
+    assert found.chosen_on.num_images == len(table.file_names)
+
+
+def test_predict_decides_by_the_thresholds_of_the_run(run, phantom_dataset, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    assert evaluate.main([str(copy), "--dataset_dir", str(phantom_dataset)]) == 0
+    images = sorted((phantom_dataset / "images").glob("*.png"))[:5]
+    for rule in ("youden", "sensitivity_95"):
+        where = ["--output", str(tmp_path / "scores.csv"), "--rule", rule]
+        assert predict.main([str(copy), *map(str, images), *where]) == 0
+        header, *lines = (tmp_path / "scores.csv").read_text().splitlines()
+        assert header.endswith(f",called_positive_{rule}")
+        table = thresholds.read_thresholds(copy / "thresholds.json").table
+        for line in lines:
+            _, *scores, called = line.split(",")
+            limits = [table[finding][rule] for finding in FINDINGS]
+            expected = [
+                finding
+                for finding, score, limit in zip(FINDINGS, scores, limits)
+                if limit is not None and float(score) >= limit
+            ]
+            assert called.split("|") == (expected or [""])
+
+
+def test_a_split_without_validation_is_evaluated_without_choices(mini_release, tmp_path):
+    assert ingest.main([str(mini_release), "--val_fraction", "0"]) == 0
+    copy = saved_model(tmp_path / "run")
+    assert evaluate.main([str(copy), "--dataset_dir", str(mini_release)]) == 0
+    assert not (copy / "thresholds.json").exists()
+    assert json.loads((copy / "test" / "auc.json").read_text())["operating_points"] is None
 
 
 def test_default_output_is_the_splits_folder_in_the_run(run, phantom_dataset, tmp_path):
@@ -122,10 +176,12 @@ def test_missing_data_set_is_refused(run, capsys):
     assert "--dataset_dir is missing" in capsys.readouterr().err
 
 
-def test_predict_gives_the_scores_of_evaluate(run, phantom_dataset, tmp_path):
+def test_predict_gives_the_scores_of_evaluate(phantom_dataset, tmp_path):
+    run = saved_model(tmp_path / "run")
     where = ["--dataset_dir", str(phantom_dataset), "--output_dir", str(tmp_path)]
     assert evaluate.main([str(run), *where, "--device", "cpu"]) == 0
     table = predictions.read_predictions(tmp_path / "predictions.csv")
+    (run / "thresholds.json").unlink()
     images = [str(phantom_dataset / "images" / name) for name in table.file_names]
     assert predict.main([str(run), *images, "--output", str(tmp_path / "scores.csv"), "--device", "cpu"]) == 0
     lines = (tmp_path / "scores.csv").read_text().splitlines()

@@ -16,7 +16,7 @@ from chestxray_vit import __main__
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "chestxray_vit"
-STAGES = ("demo", "ingest", "plan", "train", "evaluate", "report", "predict")
+STAGES = ("demo", "ingest", "plan", "train", "evaluate", "report", "predict", "explain")
 # From the upper floor to the ground; a module imports only what stands after it, and no stage another.
 FLOORS = (
     STAGES,
@@ -25,11 +25,14 @@ FLOORS = (
         "backend",
         "ipu",
         "pipelined",
+        "precision",
         "trainer",
         "check",
         "stages",
         "processes",
+        "attention",
         "run",
+        "card",
         "model",
         "pipeline",
         "schedule",
@@ -40,18 +43,38 @@ FLOORS = (
     (
         "augment",
         "pixels",
+        "thumbnails",
         "xrays",
         "cache",
         "earlier",
+        "metadata",
         "row_file",
         "grey",
         "archives",
         "phantom",
         "chest",
         "split",
+        "boxes",
         "nih",
     ),
-    ("results", "predictions", "bootstrap", "auc"),
+    (
+        "results",
+        "page",
+        "figures",
+        "faces",
+        "published",
+        "localisation",
+        "comparison",
+        "subgroups",
+        "calibration",
+        "thresholds",
+        "operating",
+        "origin",
+        "curves",
+        "predictions",
+        "bootstrap",
+        "auc",
+    ),
     ("files", "problems", "findings"),
 )
 LIGHT = (
@@ -63,6 +86,21 @@ LIGHT = (
     "predictions",
     "auc",
     "bootstrap",
+    "comparison",
+    "subgroups",
+    "calibration",
+    "thresholds",
+    "operating",
+    "localisation",
+    "origin",
+    "curves",
+    "figures",
+    "faces",
+    "page",
+    "published",
+    "thumbnails",
+    "boxes",
+    "metadata",
     "cache",
     "grey",
     "results",
@@ -85,7 +123,7 @@ OWN_FLAGS = {
     ("train", "TrainIPUFlags"): (
         "ipu_config_name n_ipu ipu_config_overrides fp32 loss_scaling dataloader_mode pipeline pipeline_schedule"
     ).split(),
-    ("evaluate", "EvaluateFlags"): "dataset_dir split device cache_dir allow_unreadable".split(),
+    ("evaluate", "EvaluateFlags"): "dataset_dir split device cache_dir allow_unreadable thumbnails".split(),
     ("flags", "IPUFlags"): "ipu_config_name n_ipu ipu_config_overrides fp32".split(),
 }
 

@@ -11,6 +11,7 @@ import pytest
 
 from chestxray_vit.predictions import Predictions, write_predictions
 from chestxray_vit.report import main
+from chestxray_vit.results import OUTPUTS
 
 
 def write_run(path, seed, num_images=60):
@@ -34,7 +35,7 @@ def test_report_writes_beside_the_predictions(tmp_path, capsys):
     line = next(line for line in printed.splitlines() if line.startswith("macro over 14 findings"))
     assert line.split()[4] == f"{results['macro']['auc']:.3f}"
     assert [line for line in printed.splitlines() if line.startswith("wrote ")] == [
-        f"wrote {tmp_path / name}" for name in ("auc.json", "auc.csv", "auc.md")
+        f"wrote {tmp_path / name}" for name in OUTPUTS
     ]
     assert results["source"][0]["file_name"] == "predictions.csv"
     assert results["comparison"] is None

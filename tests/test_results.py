@@ -9,15 +9,16 @@ import re
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from chestxray_vit import __version__
 from chestxray_vit.auc import compare, compare_macro, macro, obuchowski
+from chestxray_vit.faces import to_csv, to_markdown, to_text
 from chestxray_vit.files import sha256
 from chestxray_vit.findings import FINDINGS
 from chestxray_vit.predictions import Predictions
 from chestxray_vit.problems import InputError
-from chestxray_vit.results import summarise, to_csv, to_markdown, to_text, write_results
+from chestxray_vit.results import OUTPUTS, Options, summarise, write_results
 
 
 def drawn(seed=0, num_images=400, num_patients=100):
@@ -249,9 +250,67 @@ def expected_cells(results):
                 shown(row["difference"], "+.3f"),
                 shown(row["se"], ".4f"),
             ]
-            p = "<0.001" if row["p"] is not None and row["p"] < 0.001 else shown(row["p"])
-            rows.append([row["finding"], *numbers, shown(row["z"], "+.2f"), p])
+            ps = [row[name] for name in ("p", "p_holm") if name in row]
+            ps = ["<0.001" if p is not None and p < 0.001 else shown(p) for p in ps]
+            rows.append([row["finding"], *numbers, shown(row["z"], "+.2f"), *ps])
     return [" ".join(row) for row in rows]
+
+
+def test_p_values_are_adjusted_for_fourteen_findings():
+    rows = every_result()[1]["comparison"]["findings"]
+    ordered = sorted(row["p"] for row in rows)
+    smallest = min(rows, key=lambda row: row["p"])
+    assert smallest["p_holm"] == pytest.approx(min(1, 14 * ordered[0]))
+    assert all(row["p_holm"] >= row["p"] for row in rows)
+
+
+def test_interval_is_the_one_asked_for():
+    table = drawn()
+    wald, logit, drawn_again = (summarise(table, options=Options(kind)) for kind in ("wald", "logit", "bootstrap"))
+    patients_N = np.array(table.patient_ids)
+    for place in range(14):
+        estimate = obuchowski(table.targets_NL[:, place], table.scores_NL[:, place], patients_N)
+        odds = math.log(estimate.auc / (1 - estimate.auc))
+        half = 1.959964 * math.sqrt(estimate.variance) / (estimate.auc * (1 - estimate.auc))
+        expected = [1 / (1 + math.exp(-value)) for value in (odds - half, odds + half)]
+        rows = [results["findings"][place] for results in (wald, logit, drawn_again)]
+        assert [rows[0]["low"], rows[0]["high"]] == [estimate.low, estimate.high]
+        assert [rows[1]["low"], rows[1]["high"]] == pytest.approx(expected, abs=1e-6)
+        assert rows[2]["low"] == pytest.approx(estimate.low, abs=0.02) and rows[2]["low"] != rows[0]["low"]
+        assert len({row["auc"] for row in rows}) == 1
+    assert "logit" in logit["interval"] and "bootstrap" in drawn_again["interval"]
+
+
+def test_operating_points_come_of_the_validation_predictions():
+    test, validation = drawn(seed=1), drawn(seed=2)
+    results = summarise(test, validation=validation, options=Options(prevalence=0.01))
+    for place, row in enumerate(results["operating_points"]["findings"]):
+        fpr, tpr, thresholds = roc_curve(validation.targets_NL[:, place], validation.scores_NL[:, place])
+        point = row["points"]["youden"]
+        assert point["threshold"] in thresholds[np.isclose(tpr - fpr, (tpr - fpr).max())]
+        called = test.scores_NL[:, place] >= point["threshold"]
+        targets = test.targets_NL[:, place] == 1
+        assert point["true_positives"] == (called & targets).sum()
+        sensitivity = (called & targets).sum() / targets.sum()
+        specificity = (~called & ~targets).sum() / (~targets).sum()
+        assert point["ppv_at"] == pytest.approx(
+            sensitivity * 0.01 / (sensitivity * 0.01 + (1 - specificity) * 0.99), abs=1e-12
+        )
+        assert point["threshold"] in results["curves"][place]["thresholds"]
+    assert results["validation"] == {"num_images": 400, "num_patients": 100, "shared_patients": 100}
+    assert summarise(test)["operating_points"] is None
+
+
+def test_mistakes_are_the_most_confident_ones():
+    table = drawn(num_images=400)
+    for place, row in enumerate(summarise(table)["mistakes"]):
+        scores = dict(zip(table.file_names, table.scores_NL[:, place]))
+        positives = {name for name, target in zip(table.file_names, table.targets_NL[:, place]) if target}
+        missed = [image["score"] for image in row["misses"]]
+        alarmed = [image["score"] for image in row["false_alarms"]]
+        assert missed == sorted(scores[name] for name in positives)[:5]
+        assert alarmed == sorted((scores[name] for name in set(scores) - positives), reverse=True)[:5]
+        assert all(image["file_name"] in positives for image in row["misses"])
 
 
 @pytest.mark.parametrize("results", every_result())
@@ -333,14 +392,14 @@ def test_written_files_hold_the_table_and_no_nan(tmp_path):
     source.write_text("bytes")
     results = summarise(edge_cases(), edge_cases(), source=[source, source])
     paths = write_results(results, tmp_path / "new" / "report")
-    assert [path.name for path in paths] == ["auc.json", "auc.csv", "auc.md"]
+    assert [path.name for path in paths] == list(OUTPUTS)
     assert json.loads(paths[0].read_text(encoding="utf-8"), parse_constant=refuse) == results
     assert paths[1].read_text(encoding="utf-8") == to_csv(results)
-    assert paths[2].read_text(encoding="utf-8") == to_markdown(results)
+    assert paths[4].read_text(encoding="utf-8") == to_markdown(results)
     assert results["source"] == [{"file_name": source.name, "sha256": sha256(source)}] * 2
     assert str(tmp_path) not in paths[0].read_text(encoding="utf-8")
     assert f"Source a: `a'b|<script>.csv`, sha256 {sha256(source)[:16]}." in to_markdown(results)
-    assert sorted(path.name for path in paths[0].parent.iterdir()) == ["auc.csv", "auc.json", "auc.md"]
+    assert sorted(path.name for path in paths[0].parent.iterdir()) == sorted(OUTPUTS)
 
 
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
@@ -350,7 +409,7 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
 
 
 def test_no_published_value_stands_beside_drawn_xrays():
-    results = summarise(drawn(), drawn=True)
+    results = summarise(drawn(), origin={"drawn": True})
     assert results["published"] == {"macro": [], "findings": {}}
     for text in (to_text(results), to_markdown(results), to_csv(results)):
         assert "Wang" not in text
