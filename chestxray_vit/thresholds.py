@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+import numpy as np
+
 from chestxray_vit.files import PathLike, sha256, write_json
 from chestxray_vit.findings import FINDINGS
 from chestxray_vit.operating import RULE_NAMES, RULES, OperatingPoint, Table, at_prevalence, choose_all, measure_all
@@ -102,6 +104,7 @@ def operating_table(
         prevalence: at which PPV and NPV are given besides, in [0, 1]; None for none.
     """
     points = measure_all(predictions, choose_all(validation))
+    patients_N = np.asarray(validation.patient_ids, dtype=str)
     return {
         "call_positive_if": CALL,
         "rules": {rule.name: rule.title for rule in RULES},
@@ -110,9 +113,10 @@ def operating_table(
         "findings": [
             {
                 "finding": finding,
+                "chosen_on_positive_patients": len(set(patients_N[validation.targets_NL[:, place] == 1])),
                 "points": {name: _as_json(point, prevalence) for name, point in points[finding].items()},
             }
-            for finding in FINDINGS
+            for place, finding in enumerate(FINDINGS)
         ],
     }
 

@@ -212,7 +212,11 @@ def test_table_holds_the_points_of_the_thresholds_chosen_on_validation():
     test, validation = drawn(40, seed=2), drawn(60, seed=1)
     found = operating_table(test, validation, prevalence=0.1)
     points = measure_all(test, choose_all(validation))
-    for row in found["findings"]:
+    for place, row in enumerate(found["findings"]):
+        positives = {
+            patient for patient, target in zip(validation.patient_ids, validation.targets_NL[:, place]) if target
+        }
+        assert row["chosen_on_positive_patients"] == len(positives)
         for name, point in points[row["finding"]].items():
             cells = row["points"][name]
             if point is None:
