@@ -8,6 +8,7 @@ import textwrap
 from typing import Any, Dict, List, Optional
 
 from chestxray_vit.findings import FINDINGS
+from chestxray_vit.tables import aligned
 
 FEW_PATIENTS = 30  # with fewer positive patients, a normal interval is a rough guess
 FEW = f"fewer than {FEW_PATIENTS} positive patients"
@@ -17,12 +18,12 @@ def to_text(results: Dict[str, Any]) -> str:
     """Return the tables and their notes as plain text, at most 110 columns wide."""
     parts = [
         headline(results),
-        _aligned(_table(results)),
+        aligned(_in_two_lines(_table(results))),
         "\n".join(textwrap.fill(note, 110) for note in [*notes(results), *_sources(results)]),
     ]
     if results["comparison"]:
         method = textwrap.fill(f"{results['comparison']['method']}.", 110)
-        parts += [_aligned(_comparison_table(results["comparison"])), method]
+        parts += [aligned(_in_two_lines(_comparison_table(results["comparison"]))), method]
     return "\n\n".join([*parts, results["caution"]]) + "\n"
 
 
@@ -167,19 +168,10 @@ def shown_p(p: Optional[float]) -> str:
     return "<0.001" if p is not None and p < 0.001 else shown(p)
 
 
-def _aligned(rows: List[List[str]]) -> str:
-    """Return cells in aligned columns: a header of two lines, rules, the last row set apart."""
+def _in_two_lines(rows: List[List[str]]) -> List[List[str]]:
+    """Return rows with the header cut at each cell's last space."""
     header = [cell.rpartition(" ") for cell in rows[0]]
-    lines = [[above for above, _, _ in header], [below for _, _, below in header], *rows[1:]]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    texts = [
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]
-        ).rstrip()
-        for line in lines
-    ]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([*texts[:2], rule, *texts[2:-1], rule, texts[-1]])
+    return [[above for above, _, _ in header], [below for _, _, below in header], *rows[1:]]
 
 
 def _piped(rows: List[List[str]], num_left: int = 1) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from chestxray_vit.files import PathLike, fits
 from chestxray_vit.operating import wilson
 from chestxray_vit.problems import InputError
+from chestxray_vit.tables import aligned
 
 SIDE = 1024  # NIH's images
 TOLERANCES = (0, 15)  # pixels; the first is the box itself, 15 is that of Zhang et al.
@@ -238,8 +239,9 @@ def to_text(results: Dict[str, Any]) -> str:
     if flat:
         notes.append(f"{flat:,} of {results['all']['num_cases']:,} maps are the same everywhere: they hit by chance")
     texts = [textwrap.fill(text, 110) for text in (*(f"{note}." for note in notes), results["caution"])]
+    tables = [aligned(_in_two_lines(table)) for table in (_pointing_table(rows), _iou_table(rows))]
     heading = f"Heat maps on boxes: {results['method']}."
-    return "\n\n".join([heading, _aligned(_pointing_table(rows)), _aligned(_iou_table(rows)), "\n".join(texts)])
+    return "\n\n".join([heading, *tables, "\n".join(texts)])
 
 
 def _pointing_table(rows: Sequence[Dict[str, Any]]) -> List[List[str]]:
@@ -271,14 +273,7 @@ def _shown(share: Optional[float]) -> str:
     return "-" if share is None else f"{share:.2f}"
 
 
-def _aligned(rows: List[List[str]]) -> str:
-    """Return cells in aligned columns: a header whose cells are cut in two lines at `|`, rules, the last row apart."""
+def _in_two_lines(rows: List[List[str]]) -> List[List[str]]:
+    """Return rows with the header cut at each cell's `|`."""
     header = [cell.partition("|") for cell in rows[0]]
-    lines = [[above for above, _, _ in header], [below for _, _, below in header], *rows[1:]]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    texts = []
-    for line in lines:
-        cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]
-        texts.append("  ".join(cells).rstrip())
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([*texts[:2], rule, *texts[2:-1], rule, texts[-1]])
+    return [[above for above, _, _ in header], [below for _, _, below in header], *rows[1:]]

@@ -14,6 +14,7 @@ from chestxray_vit import ipu_config
 from chestxray_vit.ipu_config import Mode
 from chestxray_vit.problems import InputError
 from chestxray_vit.shape import Shape
+from chestxray_vit.tables import aligned
 
 IPU_BYTES = 900 * 10**6  # Graphcore's "900 MB" of a GC200, read as 10^6 bytes: the careful reading
 ESTIMATE = "an estimate: what Poplar adds (code, exchange buffers, temporaries) cannot be known here"
@@ -295,7 +296,7 @@ class StagePlan:
             numbers = [*_numbers((stage.parameters, stage.flops)), str(stage.in_flight)]
             numbers += _megabytes([getattr(stage, name) for name in MEMORY], places)
             rows.append([str(stage.index), stage.holds, *numbers, self.verdict(stage)])
-        return _aligned([*HEADER, *reversed(rows)])
+        return aligned([*HEADER, *reversed(rows)], words=(1, len(HEADER[0]) - 1))
 
 
 def balance(shape: Shape, num_stages: int) -> Tuple[int, ...]:
@@ -337,18 +338,3 @@ def _numbers(parameters_and_flops: Sequence[int]) -> List[str]:
 
 def _megabytes(counts: Sequence[int], places: int) -> List[str]:
     return [f"{count / 1e6:,.{places}f}" for count in counts]
-
-
-def _aligned(rows: List[List[str]]) -> str:
-    """Return cells in columns under a header of two lines; words to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    words = (1, len(widths) - 1)
-    lines = [
-        "  ".join(
-            cell.ljust(width) if place in words else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in rows
-    ]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([*lines[:2], rule, *lines[2:-1], rule, lines[-1]])

@@ -75,7 +75,7 @@ FLOORS = (
         "bootstrap",
         "auc",
     ),
-    ("files", "problems", "findings"),
+    ("files", "tables", "problems", "findings"),
 )
 LIGHT = (
     "findings",
@@ -92,6 +92,8 @@ LIGHT = (
     "thresholds",
     "operating",
     "localisation",
+    "explain",
+    "tables",
     "origin",
     "curves",
     "figures",
@@ -242,19 +244,19 @@ def test_readme_first_screen():
 
 def test_readme_tells_of_flags_that_exist():
     pytest.importorskip("transformers")
-    from chestxray_vit import backend, ingest, plan, predict
+    from chestxray_vit import backend, explain, ingest, plan, predict, report
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     known = {f"--{name}" for names in OWN_FLAGS.values() for name in names}
-    known |= {f"--{name}" for name in backend.FIELDS} | {"--help", "--help_all", "--nproc-per-node", "--compare"}
+    known |= {f"--{name}" for name in backend.FIELDS} | {"--help", "--help_all", "--nproc-per-node"}
     known |= {"--no-deps", "--num-instances", "--num-replicas", "--ipus-per-replica"}  # pip's and poprun's
     known |= {"--scale"}  # the benchmarks'
-    for stage in (ingest, plan, predict):
+    for stage in (explain, ingest, plan, predict, report):
         known |= set(stage.parser()._option_string_actions)
     assert set(re.findall(r"--[a-z][a-z0-9_-]+", text)) <= known
 
 
 def test_no_medical_claims():
-    for path in (*PACKAGE.glob("*.py"), ROOT / "README.md", *ROOT.glob("notebooks/*.ipynb")):
+    for path in (*PACKAGE.glob("*.[phcj][yts]*"), ROOT / "README.md", *ROOT.glob("notebooks/*.ipynb")):
         text = path.read_text(encoding="utf-8").lower()
         assert not re.search(r"\bdiagnos(is|es|tic)\b|\bvalidated\b", text), path.name
