@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -26,12 +25,11 @@ from chestxray_vit.boxes import Box, by_case, count_used, read_boxes
 from chestxray_vit.files import sha256, write_bytes, write_json
 from chestxray_vit.findings import FINDINGS
 from chestxray_vit.grey import read_grey
+from chestxray_vit.images import find_images
+from chestxray_vit.overlay import overlay
 from chestxray_vit.problems import SHOWN, InputError, reported
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 OUTPUT = "localisation.json"
-TITLES = {"gradient": "gradient-weighted attention", "rollout": "attention rollout, of no single finding"}
-LONGEST = 768  # pixels of the X-ray in an overlay
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--finding", nargs="+", metavar="F", help="findings to show (default: the one of each image's highest score)")
     add(
         "--method",
-        choices=tuple(TITLES),
+        choices=tuple(localisation.METHODS),
         default="gradient",
         help="rollout is of no single finding (default: gradient)",
     )
@@ -155,26 +153,6 @@ def show_images(args: argparse.Namespace, unreadable: List[str]) -> None:
             tqdm.write(f"{output}: {path}, {finding}, score {score:.3f}")
 
 
-def find_images(arguments: Sequence[Path]) -> List[Path]:
-    """Return the images that arguments name, each once: files as they are, folders with all their PNG and JPEG, sorted.
-
-    Raises:
-        InputError: a path is not there, or a folder holds no image.
-    """
-    paths: Dict[Path, Path] = {}
-    for argument in arguments:
-        if not argument.exists():
-            raise InputError(f"{argument}: no such file or folder.")
-        found = [argument]
-        if argument.is_dir():
-            found = sorted(path for path in argument.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        if not found:
-            raise InputError(f"{argument}: no PNG or JPEG in this folder.")
-        for path in found:
-            paths.setdefault(path.resolve(), path)
-    return list(paths.values())
-
-
 def overlay_names(paths: Sequence[Path]) -> List[str]:
     """Return what the overlays of each image are called: its stem; the second of a stem has a number, and so on."""
     taken: Dict[str, str] = {}  # by lower case: some file systems know no other
@@ -197,49 +175,6 @@ def _check_outputs(arguments: Sequence[Path], paths: Sequence[Path], output_dir:
     if within or inputs & outputs:
         reason = f"lies in {within[0]}" if within else f"would overwrite {min(inputs & outputs).name}"
         raise InputError(f"--output_dir {output_dir}: {reason}, which holds X-rays. Name another folder.")
-
-
-def overlay(image: Image.Image, map_hw: np.ndarray, finding: str, score: float, method: str) -> bytes:
-    """Draw a heat map over an X-ray, and return the PNG.
-
-    Args:
-        image: grey; shown with its own aspect.
-        map_hw: of its patches; where it is lowest the X-ray is left clear.
-        finding, score, method: for the title.
-    """
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
-
-    width, height = (max(1, round(side * LONGEST / max(image.size))) for side in image.size)
-    share_HW = localisation.upsample(map_hw / (map_hw.max() or 1.0), height, width)
-    lowest = share_HW.min() if share_HW.min() < 1 else 0.0
-    colours = colormaps["viridis"](np.linspace(0, 1, 256))
-    colours[:, 3] = np.linspace(0, 0.6, 256)
-    figure, axes, bar = _laid_out(width, height)
-    axes.imshow(image.resize((width, height), Image.Resampling.BILINEAR), cmap="gray", vmin=0, vmax=255)
-    drawn = axes.imshow(share_HW, cmap=ListedColormap(colours), vmin=lowest, vmax=1)
-    figure.colorbar(drawn, cax=bar, label="share of the map's maximum")
-    title, full_height = f"{finding}: score {score:.3f}\n{TITLES[method]}", figure.bbox.height
-    figure.text(0.02, 1 - 10 / full_height, title, va="top", fontsize=13)
-    figure.text(0.02, 8 / full_height, localisation.CAUTION, fontsize=8, color="0.4")
-    result = io.BytesIO()
-    figure.savefig(result, format="png")
-    return result.getvalue()
-
-
-def _laid_out(width: int, height: int) -> Tuple[Any, Any, Any]:
-    """Return a figure, axes of width x height pixels for an X-ray, and beside them those of a colour bar."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    full = np.array([max(width, 400) + 130, max(height, 300) + 100])
-    left, bottom = (full - (120, 30) - (width, height)) / 2
-    figure = Figure(figsize=full / 100, dpi=100)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((np.array([left, bottom, width, height]) / (*full, *full)).tolist())
-    axes.set_axis_off()
-    bar = np.array([left + width + 14, bottom, 18, height]) / (*full, *full)
-    return figure, axes, figure.add_axes(bar.tolist(), facecolor="0.4")  # grey: its colours are translucent
 
 
 # The score on boxes

@@ -17,6 +17,7 @@ from typing import Iterator, List, Optional, Sequence, Tuple
 
 from chestxray_vit.files import write_text
 from chestxray_vit.findings import FINDINGS, SEPARATOR
+from chestxray_vit.images import find_images
 from chestxray_vit.operating import RULE_NAMES, RULES, Table, decide
 from chestxray_vit.problems import InputError, reported
 from chestxray_vit.thresholds import FILE as THRESHOLDS
@@ -24,7 +25,6 @@ from chestxray_vit.thresholds import read_thresholds
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 BATCH = 32
 
 
@@ -102,26 +102,6 @@ def _thresholds(run_dir: Path, rule_name: str) -> Optional[Table]:
     if undecided:
         logger.warning("never called, since they have no such threshold: %s", ", ".join(undecided))
     return thresholds.table
-
-
-def find_images(arguments: Sequence[Path]) -> List[Path]:
-    """Return the images that arguments name: files as they are, folders with all their PNG and JPEG, sorted.
-
-    Raises:
-        InputError: a path is not there, or a folder holds no image.
-    """
-    paths: List[Path] = []
-    for argument in arguments:
-        if argument.is_dir():
-            found = sorted(path for path in argument.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-            if not found:
-                raise InputError(f"{argument}: no PNG or JPEG in this folder.")
-            paths += found
-        elif argument.exists():
-            paths.append(argument)
-        else:
-            raise InputError(f"{argument}: no such file or folder.")
-    return paths
 
 
 def score(
