@@ -318,7 +318,8 @@ def patient_codes(patients_N: Optional[ArrayLike], num_images: int) -> np.ndarra
     patients_N = np.asarray(patients_N)
     if patients_N.shape != (num_images,):
         raise ValueError(f"patients have shape {patients_N.shape}, expected one for each of {num_images} images")
-    if any(patient is None or patient != patient for patient in patients_N.tolist()):  # NaN differs from itself
+    may_lack = patients_N.dtype.kind not in "iuUS"
+    if may_lack and any(patient is None or patient != patient for patient in patients_N.tolist()):  # NaN is not NaN
         raise ValueError("a patient is missing (NaN or None)")
     return np.unique(patients_N, return_inverse=True)[1]
 

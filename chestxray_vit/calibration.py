@@ -261,20 +261,26 @@ def calibration_table(predictions: Predictions, validation: Optional[Predictions
             fits = {"platt": fit_platt(*columns), "temperature": fit_temperature(*columns)}
         row = {"finding": finding, **_judged(targets_N, scores_N)}
         for name, fit in fits.items():
-            row[name] = fit and {**asdict(fit), **_judged(targets_N, fit.apply(scores_N))}
+            row[name] = fit and {**asdict(fit), **_errors(targets_N, fit.apply(scores_N))}
         rows.append(row)
     return {"num_bins": NUM_BINS, "findings": rows}
 
 
 def _judged(targets_N: np.ndarray, probabilities_N: np.ndarray) -> Dict[str, Any]:
-    bins = reliability(targets_N, probabilities_N)
     slope, intercept = slope_and_intercept(targets_N, probabilities_N)
     numbers = {
-        "brier": brier(targets_N, probabilities_N),
-        "expected_calibration_error": expected_calibration_error(bins),
         "calibration_slope": slope,
         "calibration_intercept": intercept,
         "intercept_at_slope_1": intercept_at_slope_1(targets_N, probabilities_N),
+    }
+    return {**_errors(targets_N, probabilities_N), **_without_nan(numbers)}
+
+
+def _errors(targets_N: np.ndarray, probabilities_N: np.ndarray) -> Dict[str, Any]:
+    bins = reliability(targets_N, probabilities_N)
+    numbers = {
+        "brier": brier(targets_N, probabilities_N),
+        "expected_calibration_error": expected_calibration_error(bins),
     }
     return {**_without_nan(numbers), "bins": [_without_nan(asdict(bin)) for bin in bins]}
 

@@ -182,8 +182,8 @@ def _sound_numbers(row: List[str], places: Sequence[int]) -> Optional[List[float
         numbers = [float(row[at]) for at in places]
     except ValueError:
         return None
-    sound = all(0 <= number <= 1 for number in numbers) and {0.0, 1.0}.issuperset(numbers[: len(FINDINGS)])
-    return numbers if sound else None
+    in_range = min(numbers) >= 0 and max(numbers) <= 1 and not math.isnan(sum(numbers))
+    return numbers if in_range and {0.0, 1.0}.issuperset(numbers[: len(FINDINGS)]) else None
 
 
 def _check_header(header: List[str], problems: Problems) -> None:
