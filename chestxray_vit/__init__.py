@@ -2,4 +2,4 @@
 
 For research use: the labels are mined from report text of one hospital. See README.md for the way of one X-ray."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
