@@ -28,7 +28,7 @@ import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -37,6 +37,7 @@ from chestxray_vit.archives import check_pixels
 from chestxray_vit.earlier import MARKS, PIXELS, ROWS, RULE, EarlierPlanes
 from chestxray_vit.files import PathLike, write_json, written_aside
 from chestxray_vit.grey import read_grey
+from chestxray_vit.metadata import PART, folders, listed, outside, packed, places, unpacked
 from chestxray_vit.problems import SHOWN, InputError
 from chestxray_vit.row_file import Row, RowFile
 
@@ -53,36 +54,41 @@ class PixelCache:
 
     Attributes:
         pixels_NHW: uint8, 0 black to 255 white; read-only. Rows of unreadable images are black.
-        file_names: the image of each row (N), sorted; unreadable ones among them.
+        names_N: the image of each row, sorted, as `metadata.packed` gives it; unreadable ones among them.
         unreadable: the reason by name, of images that are left out.
         folder: where the cache lies.
     """
 
-    def __init__(self, folder: Path, file_names: List[str], size: Tuple[int, int], unreadable: Dict[str, str]):
-        self.folder, self.file_names, self.unreadable = folder, file_names, unreadable
-        self.pixels_NHW = np.memmap(folder / PIXELS, np.uint8, "r", shape=(len(file_names), size[1], size[0]))
-        self._rows: Optional[Dict[str, int]] = None
+    def __init__(self, folder: Path, names_N: np.ndarray, size: Tuple[int, int], unreadable: Dict[str, str]):
+        self.folder, self.names_N, self.unreadable = folder, names_N, unreadable
+        self.pixels_NHW = np.memmap(folder / PIXELS, np.uint8, "r", shape=(len(names_N), size[1], size[0]))
 
     def __reduce__(self):
         _, height, width = self.pixels_NHW.shape
-        return PixelCache, (self.folder, self.file_names, (width, height), self.unreadable)
+        return PixelCache, (self.folder, self.names_N, (width, height), self.unreadable)
 
-    def places_of(self, file_names: Sequence[str]) -> np.ndarray:
+    @property
+    def file_names(self) -> List[str]:
+        """The image of each row (N), as strings."""
+        return unpacked(self.names_N)
+
+    def places_of(self, file_names: Iterable[str]) -> np.ndarray:
         """Return the rows (int64) of images, in the order given.
 
         Raises:
             InputError: an image is not in the cache, or could not be decoded.
         """
-        if self._rows is None:
-            self._rows = {name: row for row, name in enumerate(self.file_names) if name not in self.unreadable}
-        absent = [name for name in file_names if name not in self._rows]
-        if absent:
-            reason = self.unreadable.get(absent[0], "it was not among the images that the cache was built of")
+        wanted_M = packed(file_names)
+        rows_M = places(self.names_N, wanted_M)
+        absent = np.flatnonzero((rows_M < 0) | np.isin(rows_M, places(self.names_N, packed(self.unreadable))))
+        if len(absent):
+            (first,) = unpacked(wanted_M[absent[:1]])
+            reason = self.unreadable.get(first, "it was not among the images that the cache was built of")
             raise InputError(
-                f"{self.folder}: {len(absent):,} of {len(file_names):,} images are not in the pixel cache "
-                f"(first: {absent[0]}: {reason}). Leave them out, or build the cache of all images."
+                f"{self.folder}: {len(absent):,} of {len(wanted_M):,} images are not in the pixel cache "
+                f"(first: {first}: {reason}). Leave them out, or build the cache of all images."
             )
-        return np.fromiter((self._rows[name] for name in file_names), np.int64, len(file_names))
+        return rows_M
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class _Order:
     """What a cache is built of. The facts are those of one scan; the key is their hash."""
 
     dataset_dir: Path
-    file_names: List[str]
+    names_N: np.ndarray  # packed, sorted
     bytes_N: np.ndarray
     mtimes_N: np.ndarray  # nanoseconds
     size: Tuple[int, int]
@@ -104,11 +110,15 @@ class _Order:
 
     def whole(self, num_unreadable: int) -> Dict[str, Any]:
         """Return the content of cache.json."""
-        return {**self.rule, "images": len(self.file_names), "unreadable": num_unreadable, "whole": True}
+        return {**self.rule, "images": len(self.names_N), "unreadable": num_unreadable, "whole": True}
+
+    def name(self, row: int) -> str:
+        """Return the file name of an image."""
+        return unpacked(self.names_N[row : row + 1])[0]
 
     def decode(self, row: int) -> Row:
         """Return an image's pixels at the model's size, or why it cannot be read."""
-        path = self.dataset_dir / self.file_names[row]
+        path = self.dataset_dir / self.name(row)
         try:
             content, facts = _read(path)
         except FileNotFoundError:
@@ -126,7 +136,7 @@ class _Order:
 
 def build_cache(
     dataset_dir: PathLike,
-    file_names: Sequence[str],
+    file_names: Iterable[str],
     size: Tuple[int, int],
     resample: int,
     cache_dir: PathLike,
@@ -165,7 +175,7 @@ def build_cache(
             with _locked(order.folder):
                 # another process may have built it while this one waited
                 cache = _open(order, allow_unreadable) or _build(order, num_threads, allow_unreadable)
-    what = "{:,} images of {}x{}".format(len(cache.file_names), *order.size)
+    what = "{:,} images of {}x{}".format(len(cache.names_N), *order.size)
     what += f", {len(cache.unreadable):,} unreadable ones left out" if cache.unreadable else ""
     logger.info("pixel cache: %s, in %s, after %.1f s", what, cache.folder, time.monotonic() - start)
     return cache
@@ -192,48 +202,44 @@ def cache_bytes(num_images: int, size: Tuple[int, int]) -> int:
 # What is to be built, and whether it is there.
 
 
-def _order(dataset_dir: Path, names: Sequence[str], size: Tuple[int, int], resample: int, cache_dir: Path) -> _Order:
-    names = sorted(set(names))
-    if not names:
+def _order(dataset_dir: Path, names: Iterable[str], size: Tuple[int, int], resample: int, cache_dir: Path) -> _Order:
+    names_N = packed(names)
+    if not len(names_N):
         raise InputError(f"{dataset_dir}: no images to cache. Ingest a release that has some.")
+    names_N.sort()
+    names_N = names_N[np.append(True, names_N[1:] != names_N[:-1])]  # np.unique takes five times as long
     width, height, resample = int(size[0]), int(size[1]), int(resample)  # of other integer types JSON has none
-    bytes_N, mtimes_N = _scan(dataset_dir, names)
+    bytes_N, mtimes_N = _scan(dataset_dir, names_N)
     digest = hashlib.sha256(json.dumps([CACHE_VERSION, width, height, resample]).encode())
-    for part in _rows_json(names, bytes_N, mtimes_N):
+    for part in _rows_json(names_N, bytes_N, mtimes_N):
         digest.update(part)
     folder = cache_dir / digest.hexdigest()[:16]
-    return _Order(dataset_dir, names, bytes_N, mtimes_N, (width, height), resample, folder)
+    return _Order(dataset_dir, names_N, bytes_N, mtimes_N, (width, height), resample, folder)
 
 
-def _scan(dataset_dir: Path, names: Sequence[str]) -> Tuple[np.ndarray, np.ndarray]:
+def _scan(dataset_dir: Path, names_N: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """Return size in bytes and mtime in ns of each image (N), by one scan of each folder."""
-    facts_N2 = np.full((len(names), 2), -1, np.int64)
-    rows = {name: row for row, name in enumerate(names)}
-    for folder in sorted({name[: name.rfind("/") + 1] for name in names}):
-        if os.path.isabs(folder) or ".." in Path(folder).parts:
+    bytes_N, mtimes_N = np.full(len(names_N), -1, np.int64), np.zeros(len(names_N), np.int64)
+    for folder in sorted(folders(names_N)):
+        if outside(folder):
             raise InputError(f"{dataset_dir}: image outside the folder: {folder!r}. Ingest the release again.")
         try:
-            _scan_folder(dataset_dir, folder, rows, facts_N2)
+            for rows_M, files in listed(dataset_dir, folder, names_N):
+                for place in np.flatnonzero(rows_M >= 0).tolist():
+                    with contextlib.suppress(OSError):  # a link to nowhere, or to itself
+                        bytes_N[rows_M[place]], mtimes_N[rows_M[place]] = _facts(files[place].stat())
         except (FileNotFoundError, NotADirectoryError):
             continue  # its images are missing
         except OSError as error:
             raise InputError(f"{dataset_dir / folder}: cannot be listed: {error.strerror}. Mend its mode.") from error
-    missing = np.flatnonzero(facts_N2[:, 0] < 0)
+    missing = np.flatnonzero(bytes_N < 0)
     if len(missing):
+        (first,) = unpacked(names_N[missing[:1]])
         raise InputError(
-            f"{dataset_dir}: {len(missing):,} of {len(names):,} images are missing (first: {names[missing[0]]}). "
+            f"{dataset_dir}: {len(missing):,} of {len(names_N):,} images are missing (first: {first}). "
             "Put them back, or ingest again with --allow_missing."
         )
-    return facts_N2[:, 0], facts_N2[:, 1]
-
-
-def _scan_folder(dataset_dir: Path, folder: str, rows: Dict[str, int], facts_N2: np.ndarray) -> None:
-    with os.scandir(dataset_dir / folder) as files:
-        for file in files:
-            row = rows.get(folder + file.name)
-            if row is not None:
-                with contextlib.suppress(OSError):  # a link to nowhere, or to itself
-                    facts_N2[row] = _facts(file.stat())
+    return bytes_N, mtimes_N
 
 
 def _facts(status: os.stat_result) -> Tuple[int, int]:
@@ -247,11 +253,11 @@ def _read(path: Path) -> Tuple[bytes, Tuple[int, int]]:
         return file.read(), _facts(os.fstat(file.fileno()))
 
 
-def _rows_json(names: Sequence[str], bytes_N: np.ndarray, mtimes_N: np.ndarray) -> Iterator[bytes]:
+def _rows_json(names_N: np.ndarray, bytes_N: np.ndarray, mtimes_N: np.ndarray) -> Iterator[bytes]:
     """Give rows.json in parts: at 112,120 rows the whole would be the largest thing in memory."""
-    for start in range(0, len(names), 4096):
-        part = slice(start, start + 4096)
-        rows = zip(names[part], bytes_N[part].tolist(), mtimes_N[part].tolist())
+    for start in range(0, len(names_N), PART):
+        part = slice(start, start + PART)
+        rows = zip(unpacked(names_N[part]), bytes_N[part].tolist(), mtimes_N[part].tolist())
         yield (",\n" if start else "[\n").encode() + ",\n".join(map(json.dumps, rows)).encode()
     yield b"\n]\n"
 
@@ -264,11 +270,11 @@ def _open(order: _Order, allow_unreadable: bool) -> Optional[PixelCache]:
         num_bytes = (order.folder / PIXELS).stat().st_size
     except (FileNotFoundError, ValueError):  # ValueError: not JSON, so not ours; it is built anew
         return None
-    num_pixels = len(order.file_names) * order.size[0] * order.size[1]
+    num_pixels = len(order.names_N) * order.size[0] * order.size[1]
     agrees = found == order.whole(len(unreadable)) and num_bytes == num_pixels
     if not agrees or (unreadable and not allow_unreadable):
         return None
-    return PixelCache(order.folder, order.file_names, order.size, unreadable)
+    return PixelCache(order.folder, order.names_N, order.size, unreadable)
 
 
 @contextlib.contextmanager
@@ -299,35 +305,35 @@ def _build(order: _Order, num_threads: Optional[int], allow_unreadable: bool) ->
     needed, free = _needed_bytes(order), shutil.disk_usage(order.folder).free
     if needed > free:
         raise InputError(_no_room(order, needed, free))
-    pixels = RowFile(order.folder / PIXELS, order.folder / MARKS, len(order.file_names), order.size[0] * order.size[1])
+    pixels = RowFile(order.folder / PIXELS, order.folder / MARKS, len(order.names_N), order.size[0] * order.size[1])
     pixels.reserve()
     with written_aside(order.folder / ROWS) as aside, open(aside, "wb") as file:
-        file.writelines(_rows_json(order.file_names, order.bytes_N, order.mtimes_N))
+        file.writelines(_rows_json(order.names_N, order.bytes_N, order.mtimes_N))
     write_json(order.folder / RULE, order.rule)
     unreadable = _decode_all(order, pixels, num_threads)
     write_json(order.folder / UNREADABLE, unreadable)
     if unreadable and not allow_unreadable:
         first = "; ".join(f"{name}: {unreadable[name]}" for name in list(unreadable)[:SHOWN])
         raise InputError(
-            f"{order.dataset_dir}: {len(unreadable):,} of {len(order.file_names):,} images cannot be read (first: "
+            f"{order.dataset_dir}: {len(unreadable):,} of {len(order.names_N):,} images cannot be read (first: "
             f"{first}; all: {order.folder / UNREADABLE}). Fetch them again, or leave them out with --allow_unreadable."
         )
     write_json(order.folder / WHOLE, order.whole(len(unreadable)))
-    return PixelCache(order.folder, order.file_names, order.size, unreadable)
+    return PixelCache(order.folder, order.names_N, order.size, unreadable)
 
 
 def _decode_all(order: _Order, pixels: RowFile, num_threads: Optional[int]) -> Dict[str, str]:
     """Decode the images that are not done; return the reasons of the unreadable by name."""
-    total, todo = len(order.file_names), len(pixels.todo)
-    earlier = EarlierPlanes(order.folder, order.rule, pixels.row_bytes) if todo else None
+    total, todo = len(order.names_N), len(pixels.todo)
+    facts = order.names_N, order.bytes_N, order.mtimes_N
+    earlier = EarlierPlanes(order.folder, order.rule, pixels.row_bytes, facts) if todo else None
 
     def row_of(row: int) -> Row:
-        facts = order.file_names[row], int(order.bytes_N[row]), int(order.mtimes_N[row])
-        return earlier.plane(facts) or order.decode(row)
+        return earlier.plane(row) or order.decode(row)
 
     with tqdm(total=total, initial=total - todo, desc="pixel cache", unit="image", delay=2, leave=False) as bar:
         reasons = pixels.fill(row_of, num_threads, bar.update)
-    return {order.file_names[row]: reason for row, reason in reasons.items()}
+    return {order.name(row): reason for row, reason in reasons.items()}
 
 
 def _needed_bytes(order: _Order) -> int:
@@ -335,13 +341,13 @@ def _needed_bytes(order: _Order) -> int:
     for name in (PIXELS, MARKS, ROWS):
         with contextlib.suppress(FileNotFoundError):
             taken += (order.folder / name).stat().st_blocks * 512  # not st_size: a file may have holes
-    return max(0, cache_bytes(len(order.file_names), order.size) - taken)
+    return max(0, cache_bytes(len(order.names_N), order.size) - taken)
 
 
 def _no_room(order: _Order, needed: int, free: int) -> str:
-    total = cache_bytes(len(order.file_names), order.size)
+    total = cache_bytes(len(order.names_N), order.size)
     return (
-        f"{order.folder}: no room for the pixel cache of {len(order.file_names):,} images: it takes {total:,} bytes, "
+        f"{order.folder}: no room for the pixel cache of {len(order.names_N):,} images: it takes {total:,} bytes, "
         f"{needed:,} of them are still needed, {free:,} are free. What is done stays. "
         f"Make room and run again, {ELSEWHERE}."
     )

@@ -16,7 +16,7 @@ import torch
 
 from chestxray_vit.cache import PixelCache, build_cache, default_cache_dir
 from chestxray_vit.problems import InputError
-from chestxray_vit.xrays import Preprocess, collate, find_metadata, load_xrays, preprocessed, targets_of
+from chestxray_vit.xrays import Preprocess, collate, find_metadata, load_xrays, names_of, preprocessed, targets_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +40,8 @@ def open_cache(
         return None
     root = find_metadata(dataset_dir).parent
     folder = default_cache_dir(root) if cache_dir is None else Path(cache_dir)
-    names = load_xrays(dataset_dir)["file_name"]
-    cache = build_cache(
-        root, list(names), preprocess.size, preprocess.resample, folder, allow_unreadable=allow_unreadable
-    )
+    names = names_of(load_xrays(dataset_dir))
+    cache = build_cache(root, names, preprocess.size, preprocess.resample, folder, allow_unreadable=allow_unreadable)
     for name, reason in cache.unreadable.items():
         logger.warning("left out: %s: %s", name, reason)
     return cache
@@ -53,7 +51,7 @@ def readable(xrays, cache: Optional[PixelCache]):
     """Return the rows of `load_xrays`' data set whose images the cache could read."""
     if cache is None or not cache.unreadable:
         return xrays
-    return xrays.select([place for place, name in enumerate(xrays["file_name"]) if name not in cache.unreadable])
+    return xrays.select([place for place, name in enumerate(names_of(xrays)) if name not in cache.unreadable])
 
 
 class CachedXrays(torch.utils.data.Dataset):
@@ -61,7 +59,7 @@ class CachedXrays(torch.utils.data.Dataset):
 
     def __init__(self, xrays, cache: PixelCache):
         """Args: xrays: of `load_xrays`, readable ones; cache: of `open_cache`."""
-        self.places_N = cache.places_of(list(xrays["file_name"]))
+        self.places_N = cache.places_of(names_of(xrays))
         self.targets_NL = torch.from_numpy(targets_of(xrays))
         self.planes = cache.pixels_NHW
 

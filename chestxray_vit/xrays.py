@@ -8,20 +8,17 @@ B batch, H height, W width, L labels."""
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Set
+from typing import Any, Dict, Iterator, List, Optional
 
 import datasets
 import numpy as np
 import torch
 from PIL import Image
 
-from chestxray_vit.findings import FINDINGS
 from chestxray_vit.grey import read_grey
-from chestxray_vit.problems import InputError, Problems
-from chestxray_vit.split import SPLITS
+from chestxray_vit.metadata import PART, read_metadata
+from chestxray_vit.problems import InputError
 
 METADATA = "metadata.jsonl"
 
@@ -40,21 +37,11 @@ def load_xrays(dataset_dir: str | Path, split: Optional[str] = None) -> datasets
     Raises:
         InputError: no metadata, rows that `ingest` would not write, missing images, or an empty split.
     """
-    import pyarrow
-    import pyarrow.compute as compute
-
-    path = find_metadata(dataset_dir)
-    table = _read_metadata(path)
-    num_labels = _check_metadata(path, table)
-    if split is not None:
-        table = table.filter(compute.equal(table["split"], split))
-        if not table.num_rows:
-            raise InputError(f"{path}: no image in the {split} split. Ingest with other lists or --val_fraction.")
-    _check_presence(path.parent, table["file_name"].to_pylist())
+    table = read_metadata(find_metadata(dataset_dir), split)
     features = datasets.Features(
         {
             "image": datasets.Image(),
-            "labels": datasets.Sequence(datasets.Value("float32"), length=num_labels),
+            "labels": datasets.Sequence(datasets.Value("float32"), length=table.schema.field("labels").type.list_size),
             "file_name": datasets.Value("string"),
             "split": datasets.Value("string"),
             "patient_id": datasets.Value("int64"),
@@ -64,12 +51,10 @@ def load_xrays(dataset_dir: str | Path, split: Optional[str] = None) -> datasets
             "follow_up": datasets.Value("int64"),
         }
     )
-    # Arrow arrays, not lists: `datasets` then converts columns, not 112,120 rows one by one (1 s against 4 s)
-    columns = {name: table[name].combine_chunks() for name in list(features)[2:]}
-    columns["image"] = compute.binary_join_element_wise(str(path.parent), columns["file_name"], os.sep)
-    labels = pyarrow.array(_labels(table).astype(np.float32).ravel())
-    columns["labels"] = pyarrow.FixedSizeListArray.from_arrays(labels, num_labels)
-    return datasets.Dataset.from_dict({name: columns[name] for name in features}, features=features)
+    buffers = [buffer for column in table.columns for chunk in column.chunks for buffer in chunk.buffers() if buffer]
+    # of the table as it is mapped; `datasets` would take it into memory to make one of its own
+    fingerprint = datasets.fingerprint.Hasher.hash_bytes(buffers)
+    return datasets.Dataset(table, datasets.DatasetInfo(features=features), fingerprint=fingerprint)
 
 
 def find_metadata(dataset_dir: str | Path) -> Path:
@@ -89,84 +74,6 @@ def find_metadata(dataset_dir: str | Path) -> Path:
     if len(found) > 1 and not places[1].parent.is_symlink():
         raise InputError(f"{found[0]} and {found[1]} are both there. Name the folder of one, or remove the older.")
     return found[0]
-
-
-def _read_metadata(path: Path):
-    """Read metadata.jsonl as an Arrow table."""
-    import pyarrow
-    from pyarrow import json as arrow_json
-
-    fields = [("file_name", "string"), ("labels", pyarrow.list_(pyarrow.float64())), ("split", "string")]
-    fields += [("patient_id", "int64"), ("age", "int64"), ("sex", "string"), ("view", "string"), ("follow_up", "int64")]
-    try:
-        table = arrow_json.read_json(
-            path,
-            read_options=arrow_json.ReadOptions(block_size=1 << 26),  # above any line; the default splits lines
-            parse_options=arrow_json.ParseOptions(explicit_schema=pyarrow.schema(fields)),
-        )
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path}: {error}. {_remedy(path)}") from error
-    return table
-
-
-def _remedy(path: Path) -> str:
-    release = path.parent.parent if path.parent.name == "images" else path.parent
-    return f"Ingest again: python -m chestxray_vit.ingest {release}"
-
-
-def _labels(table) -> np.ndarray:
-    return table["labels"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
-
-
-def _check_metadata(path: Path, table) -> int:
-    """Refuse rows that `ingest` would not write; return the number of labels of a row."""
-    import pyarrow.compute as compute
-
-    problems = Problems(str(path))
-    remedy = _remedy(path)
-    for name in ("file_name", "labels", "split", "patient_id"):
-        if table[name].null_count:
-            row = compute.index(table[name].is_null(), True).as_py()
-            problems.add("missing value", f"line {row + 1}: no {name}", remedy)
-    problems.raise_if_any()
-    lengths = sorted(compute.unique(compute.list_value_length(table["labels"])).to_pylist())
-    if lengths not in ([len(FINDINGS)], [len(FINDINGS) + 1]):
-        problems.add("labels of another length", f"found {lengths}, expected 14 (or 15) in every row", remedy)
-    elif not np.isin(_labels(table), (0.0, 1.0)).all():
-        row = int(np.flatnonzero(~np.isin(_labels(table), (0.0, 1.0)).all(axis=1))[0])
-        problems.add("label neither 0 nor 1", f"line {row + 1}", remedy)
-    unknown = set(compute.unique(table["split"]).to_pylist()) - set(SPLITS)
-    for split in sorted(unknown):
-        problems.add("unknown split", repr(split), f"Known: {', '.join(SPLITS)}. {remedy}")
-    names = table["file_name"].to_pylist()
-    if len(set(names)) < len(names):
-        for name, count in Counter(names).items():
-            if count > 1:
-                problems.add("doubled image", f"{name} on {count} lines", remedy)
-    for folder in _folders(names):
-        if os.path.isabs(folder) or ".." in Path(folder).parts:
-            problems.add("image outside the folder", repr(folder), remedy)
-    problems.raise_if_any()
-    return lengths[0] if lengths else len(FINDINGS)
-
-
-def _folders(file_names: Sequence[str]) -> Set[str]:
-    return {name.rpartition("/")[0] for name in file_names}
-
-
-def _check_presence(dataset_dir: Path, file_names: Sequence[str]) -> None:
-    """Refuse rows without an image; one scan a folder."""
-    there = set()
-    for folder in _folders(file_names):
-        if (dataset_dir / folder).is_dir():
-            prefix = folder + "/" if folder else ""
-            there.update(prefix + name for name in os.listdir(dataset_dir / folder))
-    missing = [name for name in file_names if name not in there]
-    if missing:
-        raise InputError(
-            f"{dataset_dir}: {len(missing):,} of {len(file_names):,} images are missing (first: {missing[0]}). "
-            f"Put them back, or ingest again with --allow_missing."
-        )
 
 
 class Preprocess:
@@ -214,9 +121,27 @@ def preprocessed(xrays: datasets.Dataset, preprocess: Preprocess) -> datasets.Da
     )
 
 
+def names_of(xrays: datasets.Dataset) -> Iterator[str]:
+    """Give the file names (N) of `load_xrays`' data set, without holding them all."""
+    for part in _parts(xrays, "file_name"):
+        yield from part.to_pylist()
+
+
 def targets_of(xrays: datasets.Dataset) -> np.ndarray:
     """Return the labels (N, L) of `load_xrays`' data set, float32."""
-    return np.asarray(xrays.select_columns(["labels"]).with_format("numpy")[:]["labels"], dtype=np.float32)
+    targets_NL = np.empty((len(xrays), xrays.features["labels"].length), np.float32)
+    start = 0
+    for part in _parts(xrays, "labels"):
+        targets_NL[start : start + len(part)].flat = part.combine_chunks().flatten().to_numpy()
+        start += len(part)
+    return targets_NL
+
+
+def _parts(xrays: datasets.Dataset, name: str) -> Iterator:
+    """Give a column in parts, as Arrow has it."""
+    rows = xrays.select_columns([name]).with_format("arrow")
+    for start in range(0, len(rows), PART):
+        yield rows[start : start + PART][name]
 
 
 def collate(rows: Any) -> Dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -25,9 +26,10 @@ import pytest
 from PIL import Image
 
 from chestxray_vit import cache as cache_module
-from chestxray_vit import row_file
+from chestxray_vit import earlier, row_file
 from chestxray_vit.cache import PixelCache, build_cache, cache_bytes, default_cache_dir
 from chestxray_vit.grey import read_grey
+from chestxray_vit.metadata import packed
 from chestxray_vit.problems import InputError
 
 BILINEAR, BICUBIC = 2, 3
@@ -200,6 +202,7 @@ def test_rows_by_name_in_any_order_and_folder(tmp_path):
     assert (rows.dtype, rows.tolist()) == (np.int64, [1, 3, 2, 0, 1])
     for row, name in zip(rows, given):
         assert np.array_equal(cache.pixels_NHW[row], expected_HW(tmp_path / "data" / name, (6, 5)))
+    assert cache.places_of(iter(given)).tolist() == rows.tolist()
     assert cache.places_of([]).shape == (0,)
     with pytest.raises(InputError, match=r"2 of 3 images are not in the pixel cache \(first: b.png: it was not among"):
         cache.places_of([names[2], "b.png", "a.png"])
@@ -253,11 +256,29 @@ def test_files_of_a_cache(data, tmp_path):
     assert json.loads((cache.folder / "cache.json").read_text()) == whole
 
 
+def test_rows_and_key_of_version_1(tmp_path):
+    """As they are by definition: caches that were built before must open."""
+    names = write_images(tmp_path / "data", 3)
+    for place, name in enumerate(["ä b.png", '"\ud83e\udd14.png', "\udcff.png"]):
+        name = name.encode("utf-16", "surrogatepass").decode("utf-16") if place == 1 else name
+        os.rename(tmp_path / "data" / names[place], tmp_path / "data" / name)
+        names[place] = name
+    cache = built((tmp_path / "data", names), tmp_path)
+    stats = [(name, (tmp_path / "data" / name).stat()) for name in sorted(names)]
+    lines = [json.dumps([name, status.st_size, status.st_mtime_ns]) for name, status in stats]
+    content = ("[\n" + ",\n".join(lines) + "\n]\n").encode()
+    assert (cache.folder / "rows.json").read_bytes() == content
+    assert cache.folder.name == hashlib.sha256(b"[1, 6, 5, 3]" + content).hexdigest()[:16]
+    assert cache.file_names == sorted(names)
+    for pixels_HW, name in zip(cache.pixels_NHW, sorted(names)):
+        assert np.array_equal(pixels_HW, expected_HW(tmp_path / "data" / name, (6, 5)))
+
+
 def test_rows_json_in_several_parts():
     names = [f"{number}.png" for number in range(4097)]
-    parts = list(cache_module._rows_json(names, np.arange(4097), np.arange(4097) + 10**18))
+    parts = list(cache_module._rows_json(packed(names), np.arange(4097), np.arange(4097) + 10**18))
     rows = json.loads(b"".join(parts))
-    assert (len(parts), len(rows), rows[4096]) == (3, 4097, ["4096.png", 4096, 10**18 + 4096])
+    assert (len(parts), len(rows), rows[4096]) == (6, 4097, ["4096.png", 4096, 10**18 + 4096])
 
 
 def touch(folder):
@@ -697,7 +718,7 @@ def test_default_cache_dir(tmp_path, monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
-    """At most 200 bytes an image, beside the caller's names; the pixels alone would be 2,304."""
+    """At most 200 bytes an image; the pixels alone would be 2,304."""
     names = write_images(tmp_path / "data", 20_000)
     # decoding is not what is measured, and slow while memory is traced
     monkeypatch.setattr(cache_module._Order, "decode", lambda order, row: bytes(48 * 48))
@@ -744,6 +765,22 @@ def test_more_and_fewer_images_take_over_what_is_there(data, tmp_path, decoded):
     fewer = build_cache(folder, names[2:5], (6, 5), BICUBIC, tmp_path / "cache")
     assert not decoded
     assert np.array_equal(fewer.pixels_NHW, cache.pixels_NHW[2:5])
+
+
+@pytest.mark.parametrize("part", [1, 2, 3, 4])
+def test_planes_of_several_caches_in_parts(tmp_path, decoded, monkeypatch, part):
+    """Of the first four images, and of the third to the sixth, whose fourth is another meanwhile."""
+    names = write_images(tmp_path / "data", 7)
+    monkeypatch.setattr(earlier, "PART", part)
+    built((tmp_path / "data", names[:4]), tmp_path)
+    touch(tmp_path / "data")
+    second = built((tmp_path / "data", names[2:6]), tmp_path)
+    (second.folder / "done.u8").write_bytes(b"\1\1\0\1")  # as if it had been killed before the fifth
+    decoded.clear()
+    cache = built((tmp_path / "data", names), tmp_path)
+    assert set(decoded) == {names[4], names[6]}
+    for place, name in enumerate(names):
+        assert np.array_equal(cache.pixels_NHW[place], expected_HW(tmp_path / "data" / name, (6, 5)))
 
 
 def test_planes_of_another_rule_are_not_taken_over(data, tmp_path, decoded, monkeypatch):

@@ -25,6 +25,7 @@ FLOORS = (
         "backend",
         "ipu",
         "pipelined",
+        "stopping",
         "precision",
         "trainer",
         "check",
