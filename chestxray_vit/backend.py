@@ -23,19 +23,19 @@ import torch
 import transformers
 from transformers import Trainer, TrainingArguments
 
-from chestxray_vit import batch, ipu_config
+from chestxray_vit import batch, ipu_config, precision
 from chestxray_vit.auc import compute_metrics
 from chestxray_vit.pipeline import StagePlan
 from chestxray_vit.pixels import Front
 from chestxray_vit.problems import InputError
-from chestxray_vit.processes import instance, world_size
+from chestxray_vit.processes import instance, is_main_process, world_size
 from chestxray_vit.shape import Shape
 from chestxray_vit.trainer import LogBeforeSave, RestoringTrainer, speak_plainly
 from chestxray_vit.xrays import collate
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_BATCH = {"cpu": 64, "cuda": 64, "ipu": 1}
+EVALUATION_BATCH = {"cpu": 32, "cuda": 64, "ipu": 1}  # on the CPU 1.05 to 1.15 times as fast as by 64
 
 # The tutorial's recipe, under transformers 5's names.
 RECIPE: Dict[str, Any] = {
@@ -44,7 +44,8 @@ RECIPE: Dict[str, Any] = {
     "learning_rate": 2e-4,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.25,  # below 1: a share of all updates
-    "optim": "adamw_torch",
+    "optim": None,  # this and the next follow from the device
+    "bf16": None,
     "seed": 1337,
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
@@ -209,7 +210,7 @@ def training_arguments(given: Dict[str, Any], device: str, options: Any = None, 
     """Build the engine's TrainingArguments.
 
     Args:
-        given: values of TrainingArguments' fields.
+        given: values of TrainingArguments' fields; `bf16` may be `auto`.
         device: of `pick_device`.
         options: our IPU flags.
         place: of `stages.take_place`; there a batch is what one replica takes of an update.
@@ -217,15 +218,13 @@ def training_arguments(given: Dict[str, Any], device: str, options: Any = None, 
     Raises:
         InputError: values that contradict each other, or that this engine does not have.
     """
-    given = dict(given)
+    given = precision.settled(given, device, place is not None)
     given["per_device_eval_batch_size"] = given["per_device_eval_batch_size"] or EVALUATION_BATCH[device]
     if device == "ipu":
         return _ipu_arguments(given, options)
     given[name_here("use_cpu")] = device == "cpu"
-    if device == "cpu":
-        given["dataloader_pin_memory"] = False
-        if world_size() > 1 and not given.get("ddp_backend"):
-            given["ddp_backend"] = "gloo"
+    if device == "cpu" and world_size() > 1 and not given.get("ddp_backend"):
+        given["ddp_backend"] = "gloo"
     if world_size() > 1 and given.get("ddp_find_unused_parameters") is None:
         given["ddp_find_unused_parameters"] = False
     kind = TrainingArguments
@@ -244,7 +243,8 @@ def _ipu_arguments(given: Dict[str, Any], options: Any) -> Any:
     """Build IPUTrainingArguments, and refuse what was asked for and is not theirs."""
     from chestxray_vit import ipu
 
-    defaults = {**{field.name: field.default for field in fields(TrainingArguments)}, **recipe()}
+    defaults = {field.name: field.default for field in fields(TrainingArguments)}
+    defaults.update(precision.settled(recipe(), "ipu"))
     lost = sorted(
         name
         for name in FIELDS - set(ipu.IPUTrainingArguments.__dataclass_fields__)
@@ -315,6 +315,9 @@ def make_trainer(
             f"several processes need transformers 4.29 or 5, where their shares of the images are tested; "
             f"found {transformers.__version__}."
         )
+    told = precision.fit(model, args)
+    if is_main_process():
+        logger.info("%s", told)
     trainer = RestoringTrainer(
         model=model,
         args=args,

@@ -5,11 +5,12 @@
 The rows come in the data set's order, and it is checked that none was lost and none counted twice. The validation
 patients are scored too: what the report chooses (thresholds, recalibration) is chosen on them."""
 
+import contextlib
 import dataclasses
 import logging
 import sys
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, ContextManager, Dict, Optional, Sequence
 
 from chestxray_vit import flags
 from chestxray_vit.predictions import VALIDATION
@@ -17,8 +18,9 @@ from chestxray_vit.problems import InputError, reported
 
 logger = logging.getLogger(__name__)
 
+PREDICTIONS = "predictions.csv"
 RECIPE_HELP = """flags of TrainingArguments (--help_all lists them all):
-  --output_dir O (default: RUN/SPLIT)  --per_device_eval_batch_size 64  --dataloader_num_workers N
+  --output_dir O (default: RUN/SPLIT)  --per_device_eval_batch_size 32 (64 on CUDA)  --dataloader_num_workers N
 
 example:
   python -m chestxray_vit.evaluate run --dataset_dir chest-xray-nihcc"""
@@ -109,15 +111,24 @@ def evaluate(
     front = None if cache is None else pixels.Front(preprocess)
     trainer = backend.make_trainer(vit, processor, args, config=config, front=front)
     tables = {}
-    for name, view in pixels.views_of(splits, preprocess, cache).items():
+    with _claim(output_dir):
+        for name, view in pixels.views_of(splits, preprocess, cache).items():
+            if processes.is_main_process():
+                logger.info("%s: scoring %s %s images", device, f"{len(view):,}", name)
+            targets_NL = xrays.targets_of(splits[name])
+            logits_NL = backend.predict_logits(trainer, view, targets_NL)
+            tables[name] = _predictions(splits[name], targets_NL[:, :14], logits_NL[:, :14])
         if processes.is_main_process():
-            logger.info("%s: scoring %s %s images", device, f"{len(view):,}", name)
-        targets_NL = xrays.targets_of(splits[name])
-        logits_NL = backend.predict_logits(trainer, view, targets_NL)
-        tables[name] = _predictions(splits[name], targets_NL[:, :14], logits_NL[:, :14])
-    if processes.is_main_process():
-        _report(Path(run_dir), own, Path(output_dir), tables, command)
+            _report(Path(run_dir), own, Path(output_dir), tables, command)
     processes.leave()
+
+
+def _claim(output_dir: str) -> ContextManager[None]:
+    """Return the claim of the report's folder; the main process holds it for all."""
+    from chestxray_vit import files, origin, processes, results
+
+    names = (PREDICTIONS, VALIDATION, origin.FILE, *results.OUTPUTS)
+    return files.claimed(output_dir, names) if processes.is_main_process() else contextlib.nullcontext()
 
 
 def _splits(own: EvaluateFlags) -> Dict[str, Any]:
@@ -145,17 +156,18 @@ def _report(
         thumbnails,
         xrays,
     )
+    from chestxray_vit.files import written_together
     from chestxray_vit.origin import FILE, origin, write_origin
 
-    paths = {name: output_dir / ("predictions.csv" if name == own.split else VALIDATION) for name in tables}
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for name, path in paths.items():
-        predictions.write_predictions(path, tables[name])
-    path, metadata = paths[own.split], xrays.find_metadata(own.dataset_dir)
-    where = origin(path, own.split, phantom.is_drawn(own.dataset_dir), command, backend.versions(), run_dir, metadata)
-    write_origin(output_dir / FILE, where)
+    paths = {name: output_dir / (PREDICTIONS if name == own.split else VALIDATION) for name in tables}
+    metadata, drawn = xrays.find_metadata(own.dataset_dir), phantom.is_drawn(own.dataset_dir)
+    with written_together([*paths.values(), output_dir / FILE]) as asides:
+        for aside, table in zip(asides, tables.values()):
+            predictions.write_predictions(aside, table)
+        where = origin(asides[0], own.split, drawn, command, backend.versions(), run_dir, metadata)
+        write_origin(asides[-1], where)
     validation = None if own.split == "validation" else tables.get("validation")
-    summary = results.summarise(tables[own.split], source=[path], validation=validation, origin=where)
+    summary = results.summarise(tables[own.split], source=[paths[own.split]], validation=validation, origin=where)
     print(faces.to_text(summary))
     pictures = None
     if own.thumbnails:

@@ -75,9 +75,12 @@ def parse(
     # Threads that wait for work soon sleep. Two trainings of the demo's ViT side by side on two cores make 4.3 updates
     # a second each, against 0.4 with GOMP's own spinning; one alone 9.3 against 10.0. OpenMP reads it with torch.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    from chestxray_vit import backend  # only here: it loads torch and the Trainer
+    from chestxray_vit import backend, precision  # only here: they load torch and the Trainer
 
     parser = _parser([*kinds, backend.TrainingArguments], prog, description, positional)
+    for action in parser._actions:
+        if action.dest == "bf16":
+            action.type, action.help = precision.bf16_flag, precision.BF16_HELP
     if "--help_all" in argv:
         parser.set_defaults(**backend.recipe())
         _print_help(parser, "")

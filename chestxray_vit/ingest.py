@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
+import hashlib
 import json
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from chestxray_vit import __version__, archives, nih, split
-from chestxray_vit.files import sha256, write_bytes, write_json
+from chestxray_vit.files import claimed, sha256, write_bytes, write_json, written_together
 from chestxray_vit.findings import label_names
 from chestxray_vit.problems import InputError, Problems, reported
 
@@ -92,37 +94,45 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         raise InputError(
             f"{args.dataset_dir}: no such folder. Name the folder of the NIH release as the first argument."
         )
+    if args.cache_size is not None and args.cache_size < 1:
+        raise InputError(f"--cache_size is {args.cache_size}, expected 1 or more.")
     if args.extract:
         count = archives.extract_archives(args.dataset_dir)
         logger.info("unpacked %s images", f"{count:,}")
 
     csv_path = _given_or_found(args.csv, args.dataset_dir, nih.CSV_NAMES, "--csv")
     entries = nih.read_entries(csv_path)
-    num_rows = len(entries)
     list_paths = _find_lists(args)
     entries = _assign(args, entries, list_paths)
+    found = archives.find_images(args.dataset_dir, args.images)
+    output = args.output or _default_folder(args, found) / METADATA
+    _check_output(output, (csv_path, *list_paths))
+    with claimed(output.parent, (output.name, REPORT), "--output"):
+        _ingest(args, (csv_path, *list_paths), entries, found, output)
+    return 0
 
+
+def _ingest(
+    args: argparse.Namespace, sources: Sequence[Path], entries: nih.Entries, found: Dict[Path, List[str]], output: Path
+) -> None:
+    """Keep what is wanted and there, and write the metadata, its report, and the pixel cache if it is asked for."""
+    num_rows = len(entries)
     left_out: Dict[str, int] = {}
     entries = _keep_views(entries, args.views, left_out)
-    found = archives.find_images(args.dataset_dir, args.images)
     entries = _keep_images(entries, found, args, left_out)
     if not len(entries):
         raise InputError(
-            f"{csv_path.name}: no image is left ({_in_words(left_out)}). Loosen --views, or unpack images."
+            f"{sources[0].name}: no image is left ({_in_words(left_out)}). Loosen --views, or unpack images."
         )
     leaked = _check_leak(entries, args.split)
-
-    output = args.output or _default_folder(args, found) / METADATA
-    _check_output(output, (csv_path, *list_paths))
     content = _metadata(entries, found, output, args.include_no_finding)
-    _write(output, write_bytes, content)
     report = {
         "package_version": __version__,
         "findings": list(label_names(args.include_no_finding)),
-        "sources": {path.name: sha256(path) for path in (csv_path, *list_paths)},
-        "metadata": {output.name: sha256(output)},
+        "sources": {path.name: sha256(path) for path in sources},
+        "metadata": {output.name: hashlib.sha256(content).hexdigest()},
         "split": {
-            "method": "image" if args.split == "image" else ("official" if list_paths else "patient"),
+            "method": "image" if args.split == "image" else ("official" if len(sources) > 1 else "patient"),
             "val_fraction": args.val_fraction,
             "seed": args.seed,
             "leaked_patients": leaked,
@@ -133,7 +143,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         "notices": list(entries.notices),
         "splits": _count(entries, args.include_no_finding),
     }
-    _write(output.parent / REPORT, write_json, report)
+    _write(output, content, report)
     print(_table(report))
     if nih.find_file(output.parent, [nih.TRAIN_VAL_LIST, nih.TEST_LIST]):
         print(
@@ -143,7 +153,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     print(f"wrote {output} and {output.parent / REPORT}")
     if args.cache_size is not None:
         print(f"pixel cache: {_cache(output, args.cache_size)}")
-    return 0
 
 
 def _given_or_found(given: Optional[Path], folder: Path, names: Sequence[str], flag: str) -> Path:
@@ -278,20 +287,23 @@ def _default_folder(args: argparse.Namespace, found: Dict[Path, List[str]]) -> P
     return images if list(found) == [images] and not images.is_symlink() else args.dataset_dir
 
 
-def _write(path: Path, write: Callable[[Path, Any], None], content: Any) -> None:
+def _write(output: Path, content: memoryview, report: Dict[str, Any]) -> None:
+    """Write the metadata and its report: killed at any moment, it leaves no report of other metadata."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, content)
+        with written_together((output, output.parent / REPORT)) as (metadata_aside, report_aside):
+            write_bytes(metadata_aside, content)
+            write_json(report_aside, report)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}. Make it writable, or name --output.") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        remedy = "Make it writable, or name --output."
+        raise InputError(f"{error.filename}: cannot be written: {error.strerror}. {remedy}") from error
 
 
 def _cache(output: Path, size: int) -> Path:
     """Build the pixel cache of what was ingested, in its usual place, and return its folder."""
     from chestxray_vit.cache import build_cache, default_cache_dir
 
-    if size < 1:
-        raise InputError(f"--cache_size is {size}, expected 1 or more.")
     names = [json.loads(line)["file_name"] for line in output.read_text(encoding="utf-8").splitlines()]
     return build_cache(output.parent, names, (size, size), BILINEAR, default_cache_dir(output.parent)).folder
 

@@ -1,20 +1,62 @@
-"""What a user can mend, told all at once and without a traceback.
+"""What a user can mend, told all at once and without a traceback; and how a stage ends that is told to.
 
 A stage collects the problems of its input by kind, with a count and the first examples, and raises
 them together, so that a file is mended in one go and not one line a run."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import logging
+import os
+import signal
 import sys
-from typing import Callable, Dict, List, Optional, Sequence
+import threading
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 SHOWN = 3  # examples of one kind of problem; the count tells the rest
+LONGEST = 400  # characters of one example: a cell may hold a megabyte
+
+LOADERS_GRACE = 30  # seconds that a forked process has after SIGTERM, in which its parent finishes
+ELSEWHERE = "or write elsewhere"
+REMEDIES = {  # errors of a disk that the user can mend; any other is a defect of ours
+    errno.ENOSPC: f"Make room there, {ELSEWHERE}",
+    errno.EDQUOT: f"Make room in your quota, {ELSEWHERE}",
+    errno.EFBIG: f"Raise the limit on a file's size (ulimit -f), {ELSEWHERE}",
+    errno.EROFS: "Write elsewhere: this file system is read-only",
+    errno.EACCES: "Look at its owner and mode (ls -ld), or name another",
+    errno.EPERM: "Look at its owner and mode (ls -ld), or name another",
+}
+
+
+def visible(text: str) -> str:
+    """Return a text with what does not print escaped, but for line ends: a file's words must not steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
+def shortened(text: str) -> str:
+    """Return a text without its middle where it is long."""
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} ... ({len(text):,} characters) ... {text[-half:]}"
 
 
 class InputError(ValueError):
     """The input is wrong in a way that the user can mend; the text says what, where, and how."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was told to end: unwinds as Ctrl-C does.
+
+    Attributes:
+        number: of the signal; the exit code is 128 more, as a shell has it.
+    """
+
+    def __init__(self, number: int, text: str):
+        super().__init__(text)
+        self.number = number
 
 
 class Problems:
@@ -34,7 +76,7 @@ class Problems:
 
     def add(self, kind: str, example: str, remedy: str = "") -> None:
         """Note one occurrence of a kind of problem."""
-        self._examples.setdefault(kind, []).append(example)
+        self._examples.setdefault(kind, []).append(shortened(example))
         self._remedies[kind] = remedy
 
     def __bool__(self) -> bool:
@@ -59,7 +101,10 @@ class Problems:
 
 
 def reported(main: Callable[[Optional[Sequence[str]]], int]) -> Callable[..., int]:
-    """Make a stage's `main` answer an InputError with its text and exit code 2, and Ctrl-C with 130."""
+    """Make a stage's `main` answer what a user can mend with its text and exit code 2, and signals as `obeying` says.
+
+    A full disk, a read-only one, a quota and a missing permission are among it: what was there before is whole.
+    """
 
     @functools.wraps(main)
     def stage(argv: Optional[Sequence[str]] = None) -> int:
@@ -67,12 +112,73 @@ def reported(main: Callable[[Optional[Sequence[str]]], int]) -> Callable[..., in
         for ours in ("chestxray_vit", "__main__"):  # a stage run by `python -m` logs as __main__
             logging.getLogger(ours).setLevel(logging.INFO)
         try:
-            return main(argv)
+            with obeying(_unwind):
+                return main(argv)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            return _told(f"error: {visible(str(error))}", 2)
+        except OSError as error:
+            if not is_mishap(error):
+                raise
+            return _told(f"error: {visible(mishap(error))}", 2)
+        except Stopped as stop:
+            return _told(visible(str(stop)), 128 + stop.number)
         except KeyboardInterrupt:
-            print("stopped by the user", file=sys.stderr)
-            return 130
+            return _told("stopped by the user", 128 + signal.SIGINT)
 
     return stage
+
+
+def _told(text: str, code: int) -> int:
+    print(text, file=sys.stderr)
+    return code
+
+
+def is_mishap(error: OSError) -> bool:
+    """Tell whether an error is of a disk or a permission, which the user can mend."""
+    of_a_file = error.filename is not None or error.errno not in (errno.EACCES, errno.EPERM)
+    return error.errno in REMEDIES and of_a_file
+
+
+def mishap(error: OSError) -> str:
+    """Return what to tell of an error for which `is_mishap` holds."""
+    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return f"{where}{error.strerror}. {REMEDIES[error.errno]}. Earlier outputs are whole."
+
+
+@contextlib.contextmanager
+def obeying(handle: Callable[[int], None]) -> Iterator[None]:
+    """Call `handle` with the number of the first SIGINT or SIGTERM; the second ends the process at once.
+
+    Signals that are ignored stay so (as of a job in the background), and so does everything outside the main thread.
+    Afterwards the handlers of before come back.
+    """
+    first: List[int] = []
+    owner = os.getpid()
+
+    def receive(number: int, _frame) -> None:
+        if os.getpid() != owner:  # a loader, which its parent ends; it gets what a terminal or scheduler sends to all
+            if number == signal.SIGTERM:
+                signal.alarm(LOADERS_GRACE)
+            return
+        if first:
+            os._exit(128 + number)
+        first.append(number)
+        handle(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    taken = {number: earlier for number, earlier in before.items() if earlier not in (signal.SIG_IGN, None)}
+    try:
+        for number in taken:
+            signal.signal(number, receive)
+        yield
+    finally:
+        for number, earlier in taken.items():
+            signal.signal(number, earlier)
+
+
+def _unwind(number: int) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Stopped(number, "stopped: the process was told to end (SIGTERM)")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 from chestxray_vit.faces import to_text
+from chestxray_vit.files import claimed
 from chestxray_vit.localisation import read_localisation
 from chestxray_vit.origin import read_origin
 from chestxray_vit.predictions import VALIDATION, read_predictions
@@ -64,19 +65,20 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     sources = [path for path in (args.predictions, args.compare) if path is not None]
     _check_outputs([*sources, *([validation] if validation else []), args.localisation], output_dir)
     runs = [read_predictions(path) for path in sources]
-    results = summarise(
-        runs[0],
-        compare_with=runs[1] if len(runs) > 1 else None,
-        source=sources,
-        validation=None if validation is None else read_predictions(validation),
-        origin=read_origin(args.predictions),
-        localisation=None if args.localisation is None else read_localisation(args.localisation),
-        options=Options(args.interval, args.prevalence),
-    )
-    print(to_text(results))
-    pictures = None if args.thumbnails is None else thumbnails(args.thumbnails, mistaken_images(results))
-    for path in write_results(results, output_dir, pictures):
-        print(f"wrote {path}")
+    with claimed(output_dir, OUTPUTS):
+        results = summarise(
+            runs[0],
+            compare_with=runs[1] if len(runs) > 1 else None,
+            source=sources,
+            validation=None if validation is None else read_predictions(validation),
+            origin=read_origin(args.predictions),
+            localisation=None if args.localisation is None else read_localisation(args.localisation),
+            options=Options(args.interval, args.prevalence),
+        )
+        print(to_text(results))
+        pictures = None if args.thumbnails is None else thumbnails(args.thumbnails, mistaken_images(results))
+        for path in write_results(results, output_dir, pictures):
+            print(f"wrote {path}")
     return 0
 
 

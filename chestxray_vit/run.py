@@ -1,6 +1,7 @@
 """What a run folder holds beside the weights: how it was trained, on what, and how well.
 
-The checkpoint is written aside and moved in; train_config.json comes last and says that the run is whole."""
+The checkpoint is written aside and moved in; train_config.json comes last and says that the run is whole. A process
+killed while it moves leaves no config.json, so that none reads weights of one run with another's settings."""
 
 from __future__ import annotations
 
@@ -9,17 +10,21 @@ import logging
 import os
 import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from chestxray_vit.card import CARD, CONFIG, model_card
-from chestxray_vit.files import sha256, write_json, write_text
+from chestxray_vit.files import ASIDE_RUN, sha256, write_json, write_text
 from chestxray_vit.phantom import is_drawn
 from chestxray_vit.problems import InputError
 from chestxray_vit.thresholds import FILE as THRESHOLDS
 from chestxray_vit.xrays import METADATA, find_metadata
 
 logger = logging.getLogger(__name__)
+
+NAMES = (CONFIG, CARD, THRESHOLDS)  # of what is written aside by itself
+STATE, WEIGHTS, MODEL = "trainer_state.json", "*.safetensors", "config.json"
 
 
 def check_free(output_dir: str, overwrite: bool) -> None:
@@ -40,17 +45,55 @@ def last_checkpoint(output_dir: str) -> str:
     """
     found = [folder for folder in Path(output_dir).glob("checkpoint-*") if folder.name[len("checkpoint-") :].isdigit()]
     folders = sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
+    flaws: List[str] = []
     while folders:
         folder = folders.pop()
-        if (folder / "trainer_state.json").is_file() and list(folder.glob("rng_state*.pth")):  # both come last
+        flaw = _flaw(folder)
+        if flaw is None:
             return str(folder)
-        logger.warning("%s is not whole, and passed over", folder)
-    raise InputError(f"--resume_from_checkpoint: no checkpoint in {output_dir}. Start without this flag.")
+        flaws.append(f"{folder.name} cannot be loaded: {flaw}")
+        logger.warning("%s is not whole, and passed over: %s", folder, flaw)
+    what = "; ".join(flaws) or f"no checkpoint in {output_dir}"
+    raise InputError(f"--resume_from_checkpoint: {what}. Start without this flag.")
+
+
+def _flaw(folder: Path) -> Optional[str]:
+    """Return what a checkpoint lacks whose process may have ended while it was written; None if it is whole."""
+    states = list(folder.glob("rng_state*.pth"))
+    if not (folder / STATE).is_file() or not states:  # both come last
+        return f"no {STATE if states else 'rng_state.pth'}"
+    weights = list(folder.glob(WEIGHTS))
+    pickles = [*states, *folder.glob("optimizer.pt"), *folder.glob("scheduler.pt")] if weights else []
+    short = [path.name for path in weights if path.stat().st_size != _told_size(path)]
+    short += [path.name for path in pickles if not zipfile.is_zipfile(path)]  # which looks for the end
+    if weights and not _is_json(folder / STATE):
+        short.append(STATE)
+    return f"{', '.join(short)} cut short" if short else None
+
+
+def _told_size(path: Path) -> int:
+    """Return the bytes of a safetensors file as its header tells them: 8 of the header's length, header, tensors."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length) if length < path.stat().st_size else b"")
+        except ValueError:
+            return -1
+    return 8 + length + max((tensor["data_offsets"][1] for tensor in header.values() if "dtype" in tensor), default=0)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def clear_run(output_dir: str) -> None:
     """Remove an earlier run's checkpoints, so that none of them is taken for this run's."""
     for folder in Path(output_dir).glob("checkpoint-*"):
+        (folder / STATE).unlink(missing_ok=True)  # first: half a folder must not look whole
         shutil.rmtree(folder)
 
 
@@ -86,17 +129,18 @@ def write_run(
     target = Path(output_dir)
     target.mkdir(parents=True, exist_ok=True)
     config = {**config, "validation_auc": _validation_auc(metrics)}
-    (target / THRESHOLDS).unlink(missing_ok=True)  # they are of an earlier model
-    with tempfile.TemporaryDirectory(prefix=".run.", dir=target) as aside:
+    with tempfile.TemporaryDirectory(prefix=ASIDE_RUN, dir=target) as aside:
         model.save_pretrained(aside, safe_serialization=True)
         processor.save_pretrained(aside)
-        state.save_to_json(os.path.join(aside, "trainer_state.json"))
+        state.save_to_json(os.path.join(aside, STATE))
         if ipu_config is not None:
             write_json(Path(aside, "ipu_config.json"), ipu_config)
         draw_loss(state.log_history, Path(aside, "loss.png"))
         write_text(Path(aside, CARD), model_card(target.resolve().name, config))
         mode = Path(aside, CARD).stat().st_mode  # as umask says; safetensors writes for its owner alone
-        for path in sorted(Path(aside).iterdir()):
+        for name in (CONFIG, MODEL, THRESHOLDS):  # without the second no earlier weights are read for these
+            (target / name).unlink(missing_ok=True)
+        for path in sorted(Path(aside).iterdir(), key=lambda path: path.name == MODEL):
             path.chmod(mode)
             os.replace(path, target / path.name)
     write_json(target / CONFIG, json.loads(json.dumps(config, default=str)))

@@ -5,10 +5,11 @@
 The defaults are the Graphcore tutorial's recipe: 3 epochs, global batch 128, learning rate 2e-4, cosine with
 25 % warm-up. The split is by patient, and the best epoch is kept by the mean AUC over the 14 findings."""
 
+import contextlib
 import dataclasses
 import logging
 import sys
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, ContextManager, Dict, List, Optional, Sequence, Tuple
 
 from chestxray_vit import flags
 from chestxray_vit.problems import InputError, reported
@@ -19,6 +20,7 @@ RECIPE_HELP = """flags of TrainingArguments, with the recipe's defaults (--help_
   --output_dir RUN  --num_train_epochs 3  --learning_rate 2e-4  --lr_scheduler_type cosine  --warmup_steps 0.25
   --seed 1337  --eval_strategy epoch  --save_strategy epoch  --save_total_limit 2  --load_best_model_at_end true
   --metric_for_best_model roc_auc  --resume_from_checkpoint last|FOLDER  --dataloader_num_workers N
+  --bf16 true|false|auto (default: on CUDA that has it; auto: on a CPU that has it, too)  --torch_compile true
 
 examples:
   python -m chestxray_vit.train --dataset_dir chest-xray-nihcc --output_dir run
@@ -135,8 +137,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         argv,
     )
     _check(own, ipu_flags, given)
-    train(own, ipu_flags, given)
+    with _claim(given["output_dir"]):
+        train(own, ipu_flags, given)
     return 0
+
+
+def _claim(output_dir: str) -> ContextManager[None]:
+    """Return the claim of a run's folder; the main process holds it for all."""
+    from chestxray_vit import files, processes, run
+
+    return files.claimed(output_dir, run.NAMES) if processes.is_main_process() else contextlib.nullcontext()
 
 
 def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> Dict[str, float]:
@@ -151,7 +161,7 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
     """
     from transformers import set_seed
 
-    from chestxray_vit import backend, pixels, processes, run, stages, xrays
+    from chestxray_vit import backend, pixels, processes, run, stages, stopping, xrays
     from chestxray_vit.augment import Augment
     from chestxray_vit.shape import Shape
 
@@ -198,8 +208,9 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
         _announce(len(targets_NL), args, batch, device, config, num_parameters)
         for note in backend.notes(device, config, place, batch.at_a_time, shape, ipu_flags.fp32):
             logger.info("%s", note)
-    with processes.told_of_lost_ones():
-        trainer.train(resume_from_checkpoint=resume)
+    with processes.told_of_lost_ones(), stopping.told_of_mishaps(output_dir, batch.at_a_time, batch.total):
+        with stopping.after_an_update(trainer):
+            trainer.train(resume_from_checkpoint=resume)
         metrics = trainer.evaluate() if "validation" in views else {}
         trained = trainer.trained_model()
     if processes.is_main_process():
@@ -213,7 +224,8 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
             "versions": backend.versions(),
             "data": run.data_facts(own.dataset_dir, {name: len(dataset) for name, dataset in datasets.items()}),
         }
-        run.write_run(output_dir, trained, processor, trainer.state, facts, metrics, config)
+        with stopping.told_of_mishaps(output_dir, batch.at_a_time, batch.total):
+            run.write_run(output_dir, trained, processor, trainer.state, facts, metrics, config)
         _tell_result(output_dir, own.dataset_dir, metrics)
     processes.leave()
     return metrics

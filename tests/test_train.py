@@ -270,6 +270,7 @@ REFUSALS = {
         "pod99",
     ],
     "must be a multiple of patch_size": ["--image_size", "65"],
+    "--bf16 auto and --fp16: only one of them can be": ["--bf16", "auto", "--fp16", "true"],
 }
 
 

@@ -1,19 +1,30 @@
-"""Benchmarks of the numbers and of a training step."""
+"""Benchmarks of the numbers and of a training step: on the CPU against a bare loop, on a GPU against its peak."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Callable, Dict, List
 
 import numpy as np
 
 from chestxray_vit.findings import FINDINGS
+from chestxray_vit.shape import Shape
+from tests.benchmarks import releases
 from tests.benchmarks.measure import Result, interleave
 from tests.benchmarks.releases import FULL
 
 TEST_IMAGES, TEST_PATIENTS = 25_596, 2_797  # of NIH's test list
+# Dense bfloat16 FLOP/s by NVIDIA's data sheets, under the names that torch reports.
+PEAKS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+}
 PREVALENCES = (0.128, 0.042, 0.182, 0.239, 0.068, 0.063, 0.022, 0.104, 0.071, 0.036, 0.043, 0.017, 0.045, 0.0034)
 
 
@@ -53,20 +64,20 @@ def auc_of_test_list(scratch: Path, num_rows: int) -> List[Result]:
 def training_step(scratch: Path, num_rows: int) -> List[Result]:
     """One update of a ViT by our Trainer, against a bare PyTorch loop with the same batches, optimiser and clipping.
 
-    The bare loop's updates are made between those of the Trainer, so that both meet the same load.
+    The bare loop's updates are made between those of the Trainer, so that both meet the same load. Beside it, where
+    the machine has them: bfloat16 on the CPU against float32, and a GPU against the plain Trainer and its peak.
     """
     import torch
     from torch.utils.data import DataLoader, RandomSampler
     from transformers import TrainerCallback
 
-    from chestxray_vit import backend
+    from chestxray_vit import backend, precision
     from chestxray_vit.model import build_from_scratch
-    from chestxray_vit.shape import Shape
     from chestxray_vit.xrays import collate
 
     full = num_rows >= FULL
     size = Shape(224 if full else 32, 16, 3, 192, 12 if full else 1, 3, 768)  # ViT-Ti/16
-    batch, num_steps, rate, seed = 8, 32 if full else 6, 1e-4, 1337
+    batch, num_steps, rate, seed = 8, 52 if full else 6, 1e-4, 1337  # two do not count: the first of each
     generator = torch.Generator().manual_seed(seed)
     rows = [
         {
@@ -104,18 +115,8 @@ def training_step(scratch: Path, num_rows: int) -> List[Result]:
             self.last = time.perf_counter()
             seconds["bare"].append(self.last - start)
 
-    flags = {
-        **backend.recipe(),
-        **backend.no_training(),
-        "output_dir": str(scratch / "run"),
-        "per_device_train_batch_size": batch,
-        "num_train_epochs": 1,
-        "learning_rate": rate,
-        "lr_scheduler_type": "constant",
-        "save_strategy": "no",
-        "seed": seed,
-        "disable_tqdm": True,
-    }
+    given = {"num_train_epochs": 1, "learning_rate": rate, "lr_scheduler_type": "constant", "seed": seed}
+    flags = {**_flags(scratch), **given, "per_device_train_batch_size": batch}
     trainer = backend.make_trainer(model, processor, backend.training_arguments(flags, "cpu"), rows)
     trainer.add_callback(InTurn())
     trainer.train()
@@ -123,4 +124,151 @@ def training_step(scratch: Path, num_rows: int) -> List[Result]:
         torch.testing.assert_close(ours, theirs)
     times = {name: 1000 * statistics.median(values[1:]) for name, values in seconds.items()}
     work = f"update of {'ViT-Ti/16 at 224' if full else 'a tiny ViT'} on {batch} images, CPU, float32"
-    return [Result("step", work, "ms", times["package"], times["bare"], "bare PyTorch loop", at_least=0.97)]
+    against_bare = Result("step", work, "ms", times["package"], times["bare"], "bare PyTorch loop", at_least=0.97)
+    base = Shape() if full else Shape(32, 16, hidden_size=32, num_hidden_layers=1, num_attention_heads=1)
+    name = "ViT-B/16 at 224" if full else "a tiny ViT"
+    results = [against_bare]
+    if precision.has_bf16("cpu"):
+        results.append(_bfloat16_on_cpu(base, name, batch))
+    if torch.cuda.is_available():
+        results += _on_gpu(scratch, base, name, "cuda")
+    return results
+
+
+def _flags(scratch: Path) -> Dict[str, Any]:
+    """Return values of TrainingArguments' fields: the recipe's, without what is not an update."""
+    from chestxray_vit import backend
+
+    quiet = {"save_strategy": "no", "disable_tqdm": True}
+    return {**backend.recipe(), **backend.no_training(), "output_dir": str(scratch / "run"), **quiet}
+
+
+def _bfloat16_on_cpu(shape: Shape, name: str, batch: int) -> Result:
+    """One update in bfloat16, with the attention that goes with it, against float32."""
+    import torch
+
+    from chestxray_vit import backend, precision
+    from chestxray_vit.model import build_from_scratch
+
+    pixels, targets = torch.randn(batch, 3, shape.image_size, shape.image_size), torch.ones(batch, len(FINDINGS))
+    ways = {}
+    for half in (False, True):
+        model, _ = build_from_scratch(shape)
+        precision.fit(model, backend.training_arguments({**_flags(Path()), "bf16": half}, "cpu"))
+        ways[str(half)] = _update(model.train(), torch.optim.AdamW(model.parameters()), pixels, targets, half)
+    times = {half: 1000 * seconds for half, seconds in interleave(ways, 3).items()}
+    return Result(
+        "step", f"update of {name} on {batch} images, CPU, bfloat16", "ms", times["True"], times["False"], "float32"
+    )
+
+
+def _update(model, optimizer, pixels, targets, half: bool) -> Callable[[], None]:
+    """Return an update of a model on the CPU, to be timed."""
+    import torch
+
+    def update() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits_BL = model(pixel_values=pixels).logits
+        torch.nn.functional.binary_cross_entropy_with_logits(logits_BL.float(), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+def _on_gpu(scratch: Path, shape: Shape, name: str, device: str) -> List[Result]:
+    """Images a second of our Trainer, from the cache, against the plain one with the image processor on the fly."""
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    from chestxray_vit import backend
+    from chestxray_vit.cache import build_cache
+    from chestxray_vit.model import build_from_scratch
+    from chestxray_vit.pixels import CachedXrays, Front
+    from chestxray_vit.xrays import Preprocess, collate
+
+    model, processor = build_from_scratch(shape)
+    processor.save_pretrained(scratch / "vit")
+    preprocess = Preprocess(processor)
+    large = shape.image_size == 224
+    paths, source = releases.xrays_1024(scratch / "xrays", 256 if large else 8)
+    batch, num_ours, num_theirs = (64, 50, 3) if large else (2, 3, 2)
+    names = [path.name for path in paths]
+    cache = build_cache(paths[0].parent, names, preprocess.size, preprocess.resample, scratch / "cache")
+    same = {"per_device_train_batch_size": batch, "num_train_epochs": 1_000}
+    flags = {**_flags(scratch), **same, "max_steps": num_ours + 10}
+    ours = backend.make_trainer(
+        model,
+        processor,
+        backend.training_arguments(flags, device),
+        CachedXrays(_unlabelled(names), cache),
+        front=Front(preprocess),
+    )
+    plain = TrainingArguments(
+        str(scratch / "plain"), bf16=ours.args.bf16, max_steps=num_theirs + 1, remove_unused_columns=False,
+        save_strategy="no", report_to="none", disable_tqdm=True, **same,
+    )  # fmt: skip
+    rates = {}
+    theirs = Trainer(build_from_scratch(shape)[0], plain, collate, _Decoding(paths, scratch / "vit"))
+    for way, trainer, first in (("ours", ours, 10), ("theirs", theirs, 1)):
+        clock = _clock(first)
+        trainer.add_callback(clock)
+        trainer.train()
+        rates[way] = batch * clock.num_updates / clock.seconds
+    gpu = torch.cuda.get_device_name() if device == "cuda" else device
+    work = f"training of {name}, {'bfloat16' if ours.args.bf16 else 'float32'}, batches of {batch}, {gpu} ({source})"
+    results = [Result("step", work, "images/s", rates["ours"], rates["theirs"], "plain Trainer, processor on the fly")]
+    if gpu in PEAKS:
+        # forward and backward, without recomputation, are three times the forward pass
+        flops = 3 * sum(shape.stage_flops([shape.num_hidden_layers]))
+        share = 100 * rates["ours"] * flops / PEAKS[gpu]
+        results.append(Result("step", f"share of {gpu}'s bfloat16 peak in that training", "%", share))
+    return results
+
+
+def _unlabelled(names: List[str]):
+    """Return rows as `load_xrays` does, without findings."""
+    import datasets
+
+    kinds = {"file_name": datasets.Value("string")}
+    kinds["labels"] = datasets.Sequence(datasets.Value("float32"), length=len(FINDINGS))
+    columns = {"file_name": names, "labels": np.zeros((len(names), len(FINDINGS)), np.float32)}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+
+
+def _clock(first: int):
+    """Return a callback that times a training's updates after the `first` ones, until the device is done."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        num_updates, seconds, start = 0, 0.0, 0.0
+
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step in (first, state.max_steps):
+                if args.device.type == "cuda":
+                    torch.cuda.synchronize()
+                self.seconds, self.start = time.perf_counter() - self.start, time.perf_counter()
+                self.num_updates = state.global_step - first
+
+    return Clock()
+
+
+class _Decoding:
+    """X-rays as the checkpoint's image processor makes them, each time anew."""
+
+    def __init__(self, paths: List[Path], folder: Path):
+        from transformers import AutoImageProcessor
+
+        self.paths, self.processor = paths, AutoImageProcessor.from_pretrained(folder)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> Dict[str, Any]:
+        import torch
+        from PIL import Image
+
+        with Image.open(self.paths[place]) as image:
+            pixels_3HW = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": pixels_3HW, "labels": torch.zeros(len(FINDINGS))}
