@@ -118,7 +118,7 @@ class _Order:
 
     def decode(self, row: int) -> Row:
         """Return an image's pixels at the model's size, or why it cannot be read."""
-        path = self.dataset_dir / self.name(row)
+        path = os.path.join(self.dataset_dir, self.name(row))  # a Path puts each name into Python's table of strings
         try:
             content, facts = _read(path)
         except FileNotFoundError:
@@ -130,7 +130,7 @@ class _Order:
         try:
             image = read_grey(content)
         except InputError as error:
-            return check_pixels(path) or str(error)  # which names no buffer at an address
+            return check_pixels(Path(path)) or str(error)  # which names no buffer at an address
         return (image if image.size == self.size else image.resize(self.size, self.resample)).tobytes()
 
 
@@ -247,7 +247,7 @@ def _facts(status: os.stat_result) -> Tuple[int, int]:
     return (status.st_size if stat.S_ISREG(status.st_mode) else -1), status.st_mtime_ns
 
 
-def _read(path: Path) -> Tuple[bytes, Tuple[int, int]]:
+def _read(path: str) -> Tuple[bytes, Tuple[int, int]]:
     """Return a file's bytes and its facts after they were read."""
     with open(path, "rb") as file:
         return file.read(), _facts(os.fstat(file.fileno()))

@@ -15,10 +15,20 @@ datasets = pytest.importorskip("datasets")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from chestxray_vit import xrays as xrays_module
 from chestxray_vit.findings import FINDINGS
 from chestxray_vit.ingest import main as ingest
 from chestxray_vit.problems import InputError
-from chestxray_vit.xrays import Preprocess, collate, find_metadata, load_xrays, preprocessed, read_grey, targets_of
+from chestxray_vit.xrays import (
+    Preprocess,
+    collate,
+    find_metadata,
+    load_xrays,
+    names_of,
+    preprocessed,
+    read_grey,
+    targets_of,
+)
 from tests.conftest import MINI_ROWS, write_release
 
 COLUMNS = ["image", "labels", "file_name", "split", "patient_id", "age", "sex", "view", "follow_up"]
@@ -69,6 +79,24 @@ def test_types(dataset):
     assert features["labels"].length == 14
     kinds = [features[name].dtype for name in COLUMNS[2:]]
     assert kinds == ["string", "string", "int64", "int64", "string", "string", "int64"]
+
+
+def test_the_table_stays_where_it_is_mapped(dataset, monkeypatch):
+    """A schema that is not that of the features would be cast, a missing fingerprint made of a pickled table."""
+    monkeypatch.setattr(datasets.table, "table_cast", None)
+    monkeypatch.setattr(datasets.arrow_dataset, "generate_fingerprint", None)
+    xrays = load_xrays(dataset)
+    assert xrays.data.nbytes > 0
+    fingerprints = [load_xrays(dataset, split)._fingerprint for split in (None, "train", "test", None)]
+    assert fingerprints[0] == fingerprints[3] == xrays._fingerprint
+    assert len(set(fingerprints)) == 3
+
+
+def test_a_pickled_data_set_is_the_same(dataset):
+    xrays = load_xrays(dataset, "train")
+    again = pickle.loads(pickle.dumps(xrays))
+    assert again.features == xrays.features
+    assert again.to_dict() == xrays.to_dict()
 
 
 def test_row_for_row_what_imagefolder_gives(phantom_dataset, tmp_path):
@@ -497,3 +525,16 @@ def test_targets_of(phantom_dataset, split):
     expected = [row["labels"] for row in metadata_of(phantom_dataset) if split in (None, row["split"])]
     assert (targets_NL.dtype, targets_NL.shape) == (np.float32, (len(expected), len(FINDINGS)))
     assert targets_NL.tolist() == expected
+
+
+def test_names_and_targets_of_a_selection(phantom_dataset, monkeypatch):
+    monkeypatch.setattr(xrays_module, "PART", 7)
+    xrays = load_xrays(phantom_dataset)
+    rows = metadata_of(phantom_dataset)
+    for places in ([3, 0, 40, 41, 42, 2, 9, 8, 7], [5], range(14), range(len(rows)), []):
+        chosen = xrays.select(places)
+        assert list(names_of(chosen)) == [rows[place]["file_name"] for place in places]
+        targets_NL = targets_of(chosen)
+        assert (targets_NL.dtype, targets_NL.shape) == (np.float32, (len(places), 14))
+        assert targets_NL.tolist() == [rows[place]["labels"] for place in places]
+        assert targets_NL.flags.writeable  # torch warns of what is not

@@ -5,16 +5,18 @@ once, in an order that turns, and the medians of the rounds are compared."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import statistics
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 PACKAGES = ("numpy", "pyarrow", "pandas", "scikit-learn", "pillow", "torch", "transformers", "datasets")
+OPTIONAL = ("isal",)
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Result:
         baseline_is: the public way that the baseline goes.
         at_least: the smallest ratio to reach; None without one.
         below: the value that ours must stay under; None without one.
+        limit: the median of a bare loop that does only what no way can leave out; None where none is known.
+        limit_is: what that loop does.
     """
 
     benchmark: str
@@ -39,6 +43,8 @@ class Result:
     baseline_is: str = ""
     at_least: Optional[float] = None
     below: Optional[float] = None
+    limit: Optional[float] = None
+    limit_is: str = ""
 
     @property
     def ratio(self) -> Optional[float]:
@@ -89,24 +95,31 @@ def machine() -> Dict[str, Any]:
     facts = {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
     if hasattr(os, "getloadavg"):
         facts["load before"] = round(os.getloadavg()[0], 1)  # above 0, others were at work: seconds are too high
-    return {**facts, **{name: version(name) for name in PACKAGES}}
+    packages = {name: version(name) for name in PACKAGES}
+    for name in OPTIONAL:
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    return {**facts, **packages}
 
 
 def to_markdown(results: List[Result]) -> str:
     """Return the results as a Markdown table, aligned so that it reads well in a terminal too."""
-    rows = [["benchmark", "what", "baseline", "ours", "ratio", "target"]]
+    rows = [["benchmark", "what", "baseline", "ours", "ratio", "limit", "target"]]
     for result in results:
         baseline = f"{_shown(result.baseline, result.unit)} ({result.baseline_is})" if result.baseline else ""
         ratio = f"{result.ratio:.2f}x" if result.ratio and result.ratio < 10 else f"{result.ratio or 0:.0f}x"
+        limit = f"{_shown(result.limit, result.unit)} ({result.limit_is})" if result.limit else ""
         rows.append([result.benchmark, result.work, baseline, _shown(result.ours, result.unit)])
-        rows[-1] += [ratio if result.ratio else "", _target(result)]
+        rows[-1] += [ratio if result.ratio else "", limit, _target(result)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
 def _shown(value: float, unit: str) -> str:
-    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
+    if value >= 1:
+        return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
+    return f"{value:.2g} {unit}"
 
 
 def _target(result: Result) -> str:

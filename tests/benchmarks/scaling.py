@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import subprocess
 import sys
 import time
@@ -21,22 +22,17 @@ import sys
 from pathlib import Path
 from chestxray_vit.cache import build_cache
 from chestxray_vit.pixels import CachedXrays
-from chestxray_vit.xrays import load_xrays
-
-def held():
-    return 1024 * int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
+from chestxray_vit.xrays import load_xrays, names_of
 
 folder = Path(sys.argv[1])
 load_xrays(sys.argv[2])  # imports, and what a first call keeps
-before = held()
+print("ready", flush=True)
+sys.stdin.readline()
 rows = load_xrays(folder)
-cache = build_cache(folder / "images", rows["file_name"], (32, 32), 2, folder / "cache")
+cache = build_cache(folder / "images", names_of(rows), (32, 32), 2, folder / "measured")
 cached = CachedXrays(rows, cache)
-most = held()
 for start in range(0, len(cached), 64):
     cached.__getitems__(list(range(start, min(start + 64, len(cached)))))
-    most = max(most, held())
-print(most - before)
 """
 
 
@@ -62,7 +58,7 @@ def _measured(folder: Path, size: int) -> Dict[str, float]:
     from chestxray_vit import ingest
     from chestxray_vit.cache import build_cache
     from chestxray_vit.pixels import CachedXrays
-    from chestxray_vit.xrays import load_xrays
+    from chestxray_vit.xrays import load_xrays, names_of
 
     releases.write_tables(folder, size)
     releases.link_images(folder)
@@ -73,9 +69,9 @@ def _measured(folder: Path, size: int) -> Dict[str, float]:
         opened["rows"] = load_xrays(folder)
 
     seconds["open"] = min(_timed(open_rows) for _ in range(3))
-    names = opened["rows"]["file_name"]
 
     def build() -> None:
+        names = names_of(opened["rows"])
         opened["cache"] = build_cache(folder / "images", names, PIXELS, 2, folder / "cache")
 
     seconds["build the cache"] = _timed(build)
@@ -98,6 +94,22 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _memory(folder: Path, small: Path) -> int:
-    """Return the bytes that opening, caching and reading take, in a process of their own; files' pages left out."""
+    """Return the most bytes that opening, caching and reading take in a process of their own, without files' pages."""
     command = [sys.executable, "-c", MEMORY, str(folder), str(small)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as work:
+        work.stdout.readline()
+        before = most = _held(work)
+        work.stdin.write("go\n")
+        work.stdin.flush()
+        while work.poll() is None:
+            most = max(most, _held(work))
+            time.sleep(0.001)
+    if work.returncode:
+        raise subprocess.CalledProcessError(work.returncode, "the measured process")
+    return most - before
+
+
+def _held(work: subprocess.Popen) -> int:
+    """Return the bytes of memory that a process holds, 0 when it has ended."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{work.pid}/status").read_text())
+    return 1024 * int(found.group(1)) if found else 0
