@@ -6,15 +6,21 @@ named `*.png`, error pages. Only files whose name is NIH's count, and their firs
 from __future__ import annotations
 
 import os
+import struct
 import tarfile
 import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Collection, Dict, List, Optional, Set
+from typing import Any, Callable, Collection, Dict, List, NoReturn, Optional, Set
 
 from chestxray_vit.nih import NAME_PATTERN
-from chestxray_vit.problems import InputError
+from chestxray_vit.problems import InputError, shortened
+
+MOST_MEMBERS = 112_120  # in an archive: the whole release; NIH's own have 10,000
+MOST_BYTES = 1 << 26  # of an image; NIH's largest has 1 MB
+MOST_TIMES = 20  # as many bytes as the archive has, beside an image of the most: a PNG does not get smaller
+LONGEST_READ = 1 << 20
 
 
 def find_images(dataset_dir: Path, images_dir: Optional[Path] = None) -> Dict[Path, List[str]]:
@@ -80,7 +86,7 @@ def check_header(path: Path) -> Optional[str]:
 
 def check_pixels(path: Path) -> Optional[str]:
     """Decode an image and say what is wrong with it, or None."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     wrong = check_header(path)
     if wrong:
@@ -88,7 +94,7 @@ def check_pixels(path: Path) -> Optional[str]:
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             image.load()
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, LookupError, struct.error, Image.DecompressionBombError) as error:
         return f"cannot be decoded: {error}"
     return None
 
@@ -126,25 +132,20 @@ def extract_archives(dataset_dir: Path) -> int:
 def _extract(archive: Path, images_dir: Path) -> int:
     from tqdm import tqdm
 
-    members: Dict[str, int] = {}
+    if not archive.is_file():  # to open a pipe would wait for ever
+        raise InputError(f"{archive.name}: not a file. Fetch the archive again.")
+    contents = _Contents(archive)
     with tempfile.TemporaryDirectory(prefix=f".{archive.name}.", dir=images_dir.parent) as aside:
         try:
-            with tarfile.open(archive, "r:gz") as tar:
+            with _Archive.open(archive, "r:gz") as tar:
                 for member in tqdm(tar, desc=archive.name, unit="image", delay=2, leave=False):
-                    if member.isdir():
-                        continue
-                    folder, _, name = member.name.rpartition("/")
-                    if not member.isreg() or folder not in ("images", "./images") or not NAME_PATTERN.fullmatch(name):
-                        raise InputError(
-                            f"{archive.name}: member {member.name!r} is not a file images/########_###.png. "
-                            "Nothing of the archive was kept. Fetch it again from NIH."
-                        )
-                    members[name] = member.size
-                    target = images_dir / name
-                    if not (target.is_file() and target.stat().st_size == member.size):
+                    name = contents.look(member)
+                    if name is not None and not _is_there(archive, images_dir / name, member.size):
                         tar.extract(member, aside, filter="data")
                 _check_end(tar)
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        except InputError:
+            raise
+        except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, LookupError, struct.error) as error:
             raise InputError(f"{archive.name}: cut or damaged: {error}. Fetch the archive again.") from error
         try:
             images_dir.mkdir(exist_ok=True)
@@ -152,10 +153,80 @@ def _extract(archive: Path, images_dir: Path) -> int:
                 os.replace(file, images_dir / file.name)
         except OSError as error:
             raise InputError(f"{archive.name}: cannot unpack into {images_dir}: {error}. Make room for it.") from error
-    there = sum((images_dir / name).is_file() for name in members)
-    if there != len(members):
-        raise InputError(f"{archive.name}: {len(members):,} members, {there:,} files. Is the disk full?")
-    return len(members)
+    there = sum((images_dir / name).is_file() for name in contents.names)
+    if there != len(contents.names):
+        raise InputError(f"{archive.name}: {len(contents.names):,} members, {there:,} files. Is the disk full?")
+    return len(contents.names)
+
+
+class _Archive(tarfile.TarFile):
+    """A tar file that takes no header's word for how much memory it needs."""
+
+    @classmethod
+    def taropen(cls, name: Any, mode: Any = "r", fileobj: Any = None) -> tarfile.TarFile:  # what `open` calls
+        return cls(name, mode, _Guarded(fileobj))
+
+
+class _Guarded:
+    """A file of which little is read at a time: tarfile reads a pax header or a long name as one, of any size."""
+
+    def __init__(self, file: Any):
+        self.seek, self.tell, self.close, self._read = file.seek, file.tell, file.close, file.read
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= LONGEST_READ:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._read(size)
+
+
+class _Contents:
+    """What was seen of an archive so far, to refuse what no archive of NIH's holds."""
+
+    def __init__(self, archive: Path):
+        self.archive, self.names = archive.name, set()
+        self.num_members, self.num_bytes = 0, 0
+        self.most_bytes = MOST_TIMES * archive.stat().st_size + MOST_BYTES
+
+    def look(self, member: tarfile.TarInfo) -> Optional[str]:
+        """Return the name of a member's image, None if it is a folder.
+
+        Raises:
+            InputError: no archive of NIH's has such a member, so many, or such large ones.
+        """
+        self.num_members += 1
+        if self.num_members > MOST_MEMBERS:
+            self._refuse(f"more than {MOST_MEMBERS:,} members, which is the whole release")
+        if member.isdir():
+            return None
+        folder, _, name = member.name.rpartition("/")
+        shown = shortened(repr(member.name))
+        if not member.isreg() or folder not in ("images", "./images") or not NAME_PATTERN.fullmatch(name):
+            self._refuse(f"member {shown} is not a file images/########_###.png")
+        if name in self.names:
+            self._refuse(f"member {shown} is there twice")
+        self.names.add(name)
+        self.num_bytes += member.size
+        if not 0 <= member.size <= MOST_BYTES:
+            self._refuse(f"member {shown} has {member.size:,} bytes, which no X-ray of NIH's has")
+        if self.num_bytes > self.most_bytes:
+            self._refuse(f"it unpacks to more than {self.most_bytes:,} bytes, far more than images do")
+        return name
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise InputError(f"{self.archive}: {what}. Nothing of the archive was kept. Fetch it again from NIH.")
+
+
+def _is_there(archive: Path, target: Path, num_bytes: int) -> bool:
+    """Return whether an image is there already; what is left of a stopped copy is not, another image is refused."""
+    if not target.is_file():
+        return False
+    found = target.stat().st_size
+    if found != num_bytes and check_pixels(target) is None:  # resized by the user, say
+        raise InputError(
+            f"{archive.name}: {target} is there already, a whole image of {found:,} bytes where the archive has "
+            f"{num_bytes:,}. Nothing of the archive was kept. Move the folder away, or leave out --extract."
+        )
+    return found == num_bytes
 
 
 def _check_end(tar: tarfile.TarFile) -> None:

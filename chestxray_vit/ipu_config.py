@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -20,13 +21,16 @@ FILE = "ipu_config.json"
 DEFAULT = "vit-base-pod4"
 HUB = "Graphcore/vit-base-ipu"  # the same values as `vit-base-pod4`
 NUMS_IPU = (1, 2, 4, 8, 16, 32, 64)  # what optimum-graphcore takes
+MOST = 1_000_000  # of any count: a million micro-batches of one update
 
 COUNTS = (
     "replication_factor inference_replication_factor gradient_accumulation_steps device_iterations "
     "inference_device_iterations ipus_per_replica inference_ipus_per_replica"
 ).split()
+STAGES = ("ipus_per_replica", "inference_ipus_per_replica")
 LAYERS = ("layers_per_ipu", "inference_layers_per_ipu")
 PROPORTIONS = ("matmul_proportion", "inference_matmul_proportion")
+OPTIONAL = (*STAGES, "inference_layers_per_ipu", "inference_matmul_proportion")  # may be null, IPUConfig's default
 SWITCHES = (
     "optimizer_state_offchip replicated_tensor_sharding enable_half_partials recompute_checkpoint_every_layer "
     "auto_loss_scaling explicit_ir_inference"
@@ -38,6 +42,7 @@ OTHERS = (  # passed on as they are; the serialized layers are those of language
     "inference_projection_serialization_factor serialized_projection_splits_per_ipu "
     "inference_serialized_projection_splits_per_ipu"
 ).split()
+POD = re.compile(r"default|pod(\d{1,4})", re.ASCII)
 # Of older versions, or of whoever saved the file: without effect in 0.7.1.
 LEFT_OUT = (
     "sharded_execution_for_inference enable_half_first_order_momentum execute_encoder_on_cpu_for_generation "
@@ -255,7 +260,7 @@ def _fetch(name: str) -> Path:
 def _parse(path: Path) -> Dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error}.") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: expected an object, found {type(config).__name__}.")
@@ -266,7 +271,7 @@ def _without_pods(config: Dict[str, Any], n_ipu: Optional[int], path: Path) -> D
     """Take one value of each `{"pod4": ..., "pod16": ...}` of older files, which 0.7.1 refuses."""
     taken: Dict[str, Any] = {}
     for name, value in config.items():
-        if not (isinstance(value, dict) and value and all(key == "default" or key[:3] == "pod" for key in value)):
+        if not (isinstance(value, dict) and value and all(POD.fullmatch(key) for key in value)):
             continue
         wanted = "default" if n_ipu is None else f"pod{n_ipu}"
         key = next((key for key in (wanted, "default") if key in value), None)
@@ -308,7 +313,7 @@ def _parse_overrides(text: str, config: Dict[str, Any]) -> Dict[str, Any]:
         try:
             lower = value.lower()
             result[name] = json.loads(lower if lower in ("true", "false") else ",".join(value.split()))
-        except ValueError:
+        except (ValueError, RecursionError):
             result[name] = value  # a word, such as an output mode
     return result
 
@@ -320,16 +325,23 @@ def _known() -> Tuple[str, ...]:
 def _check_values(config: Dict[str, Any], problems: Problems) -> None:
     """Note every value of another kind than IPUConfig's, and every name that it does not know."""
     for name, value in config.items():
+        shown = f"{name} is {value!r}"
         if name not in _known():
             problems.add("unknown field", repr(name), "Is it misspelt? See ipu_configs/ in the README")
-        elif name in COUNTS and value is not None and not (_is_int(value) and value > 0):
-            problems.add("not a whole number above 0", f"{name} is {value!r}")
+        elif value is None and name in OPTIONAL:
+            continue
+        elif name in COUNTS and not (_is_int(value) and value > 0):
+            problems.add("not a whole number above 0", shown)
+        elif name in STAGES and value > NUMS_IPU[-1]:
+            problems.add(f"more than the {NUMS_IPU[-1]} IPUs that there may be", shown)
+        elif name in COUNTS and value > MOST:
+            problems.add(f"more than {MOST:,}", shown)
         elif name in SWITCHES and not isinstance(value, bool):
-            problems.add("neither true nor false", f"{name} is {value!r}")
-        elif name in LAYERS and value is not None and not _are_layers(value):
-            problems.add("not a list of whole numbers from -1", f"{name} is {value!r}")
-        elif name in PROPORTIONS and value is not None and not _are_proportions(value):
-            problems.add("outside (0, 1]", f"{name} is {value!r}", "It is a share of an IPU's memory")
+            problems.add("neither true nor false", shown)
+        elif name in LAYERS and not _are_layers(value):
+            problems.add(f"not a list of whole numbers from -1, of {NUMS_IPU[-1]} IPUs at most", shown)
+        elif name in PROPORTIONS and not _are_proportions(value):
+            problems.add("outside (0, 1]", shown, "It is a share of an IPU's memory")
 
 
 def _check_modes(config: Dict[str, Any], problems: Problems) -> None:
@@ -363,9 +375,11 @@ def _is_int(value: Any) -> bool:
 
 
 def _are_layers(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(_is_int(count) and count >= -1 for count in value)
+    if not isinstance(value, list) or not 0 < len(value) <= NUMS_IPU[-1]:
+        return False
+    return all(_is_int(count) and -1 <= count <= MOST for count in value)
 
 
 def _are_proportions(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
-    return bool(values) and all(isinstance(one, (int, float)) and 0 < one <= 1 for one in values)
+    return bool(values) and all(type(one) in (int, float) and 0 < one <= 1 for one in values)

@@ -27,6 +27,7 @@ CSV_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 TRAIN_VAL_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
 NAME_PATTERN = re.compile(r"\d{8}_\d{3}\.png", re.ASCII)
 NAME_LENGTH = 16
+MOST_BYTES = 1 << 28  # of a table, unpacked; NIH's CSV has 9 MB
 OLDEST = 120  # years; NIH's older files hold ages such as 411Y
 
 # What a column is called here, and the names it has in the copies of the release.
@@ -140,9 +141,7 @@ def read_entries(path: Path) -> Entries:
 
 def _read_text(path: Path) -> str:
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+        data = _read_bytes(path)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {error}. Fetch the file again.") from error
     try:
@@ -150,6 +149,21 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path.name} line {line}: not UTF-8. Save the file as UTF-8 without changing it.") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    """Return a file's bytes, unpacked; a few kB of gzip may hold more than the memory does."""
+    parts, size = [], 0
+    with open(path, "rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        source = gzip.GzipFile(fileobj=file) if is_packed else file
+        for part in iter(lambda: source.read(1 << 20), b""):
+            size += len(part)
+            if size > MOST_BYTES:
+                raise InputError(f"{path}: larger than {MOST_BYTES:,} bytes{' unpacked' * is_packed}. Is it NIH's?")
+            parts.append(part)
+    return b"".join(parts)
 
 
 def _read_header(path: Path, text: str) -> Tuple[List[str], int]:

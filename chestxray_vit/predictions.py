@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from chestxray_vit.auc import finite_logits
 from chestxray_vit.files import PathLike, written_aside
 from chestxray_vit.findings import FINDINGS
-from chestxray_vit.problems import InputError, Problems
+from chestxray_vit.problems import InputError, Problems, shortened, visible
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ TARGET_COLUMNS = tuple(f"target_{finding}" for finding in FINDINGS)
 SCORE_COLUMNS = tuple(f"score_{finding}" for finding in FINDINGS)
 COLUMNS = ("file_name", "patient_id", "age", "sex", "view", *TARGET_COLUMNS, *SCORE_COLUMNS)
 VALIDATION = "predictions_validation.csv"  # lies beside predictions.csv: what thresholds are chosen on
+LONGEST_ID = 200  # characters; numpy's arrays of ids are as wide as the longest, and drop NULs
 REMEDY = "Give a predictions.csv as chestxray_vit.evaluate writes it."
 
 
@@ -107,10 +108,14 @@ def _ordered_sigmoid(logits_N: np.ndarray) -> np.ndarray:
 def write_predictions(path: PathLike, predictions: Predictions) -> None:
     """Write predictions.csv, whole or not at all; `read_predictions` gives back every digit."""
     columns = (predictions.file_names, predictions.patient_ids, predictions.ages, predictions.sexes, predictions.views)
+    texts = (predictions.file_names, predictions.patient_ids, predictions.sexes, predictions.views)
+    # a carriage return that is not quoted ends the line, and `csv` quotes it only with all other texts
+    breaks = any("\r" in str(text) for column in texts for text in column)
+    quoting = csv.QUOTE_NONNUMERIC if breaks else csv.QUOTE_MINIMAL
     targets = np.asarray(predictions.targets_NL).astype(int).tolist()
     scores = np.asarray(predictions.scores_NL, dtype=np.float64).tolist()
     with written_aside(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file, lineterminator="\n", quoting=quoting)
         writer.writerow(COLUMNS)
         for *about, target_L, score_L in zip(*columns, targets, scores):
             writer.writerow([*about, *target_L, *score_L])  # csv writes a float by repr: all its digits
@@ -155,6 +160,8 @@ def _read_rows(rows: Iterator[List[str]], problems: Problems) -> Predictions:
             problems.add("file_name twice", f"{name!r} on lines {line_of[name]} and {line}", "Keep one row an image.")
         if not patient.strip():
             problems.add("patient_id is empty", f"line {line}", "Intervals need to know whose image it is.")
+        elif len(patient) > LONGEST_ID or "\0" in patient:
+            problems.add("patient_id is no id", f"line {line}: {patient!r}", f"Expected up to {LONGEST_ID} characters.")
         file_names.append(name)
         patient_ids.append(patient)
         ages.append(_read_age(age, line, problems))
@@ -198,7 +205,8 @@ def _check_header(header: List[str], problems: Problems) -> None:
     problems.raise_if_any()  # no row can be read without its columns
     further = [column for column in header if column not in COLUMNS]
     if further:
-        logger.info("%s: %d further columns are ignored: %s", problems.where, len(further), ", ".join(further))
+        named = visible(shortened(", ".join(further)))
+        logger.info("%s: %d further columns are ignored: %s", problems.where, len(further), named)
 
 
 def _read_age(text: str, line: int, problems: Problems) -> Optional[float]:
