@@ -131,7 +131,7 @@ def _read_flags(path: Path, known, name_here) -> List[str]:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as JSON or YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected flags as `name: value`, found {type(content).__name__}.")

@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from chestxray_vit.problems import InputError
 
+DAMAGED = (OSError, SyntaxError, ValueError, IndexError, EOFError, UnidentifiedImageError)  # what Pillow raises
 FORMATS = ("PNG", "JPEG")  # no other decoder of Pillow sees a file from outside
 MOST_PIXELS = 1 << 25  # that take the shorter road: it holds the image three times over
 STORED_BYTES = 65_535  # of a block of deflate that is not compressed, at most
@@ -43,7 +44,7 @@ def read_grey(source: str | Path | bytes) -> Image.Image:
                 image.load()
                 grey = _to_grey(image)
             return grey
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: cannot be decoded: {error}. Fetch it again, or leave it out.") from error
 
 

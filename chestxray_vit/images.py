@@ -14,12 +14,14 @@ def find_images(arguments: Sequence[Path]) -> List[Path]:
     """Return the images that arguments name, each once: files as they are, folders with all their PNG and JPEG, sorted.
 
     Raises:
-        InputError: a path is not there, or a folder holds no image.
+        InputError: a path is not there, or is neither a file nor a folder, or a folder holds no image.
     """
     paths: Dict[Path, Path] = {}
     for argument in arguments:
         if not argument.exists():
             raise InputError(f"{argument}: no such file or folder.")
+        if not argument.is_file() and not argument.is_dir():
+            raise InputError(f"{argument}: neither a file nor a folder.")  # a pipe would be waited for
         found = [argument]
         if argument.is_dir():
             found = sorted(path for path in argument.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())

@@ -350,6 +350,8 @@ def _relative(folder: Path, output: Path) -> str:
             f"Write the metadata above the images (--output), or link them: ln -s {folder} {output.parent}/images"
         ) from error
     prefix = "" if below == Path() else below.as_posix() + "/"
+    if any("\udc80" <= char <= "\udcff" for char in prefix):  # how Python holds a byte that is not UTF-8
+        raise InputError(f"{folder}: the folder's name is not UTF-8, and JSON has no other. Rename the folder.")
     return json.dumps(prefix)[1:-1]
 
 

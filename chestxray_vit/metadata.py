@@ -220,6 +220,8 @@ def _parsed(path: Path, line: int, block: bytes) -> pyarrow.Table:
     fields = [("file_name", "string"), ("labels", pyarrow.list_(pyarrow.float64())), ("split", "string")]
     fields += [("patient_id", "int64"), ("age", "int64"), ("sex", "string"), ("view", "string"), ("follow_up", "int64")]
     try:
+        if block.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b""):  # at a first `null` Arrow ends the process
+            raise pyarrow.ArrowInvalid("no JSON object")
         table = arrow_json.read_json(
             pyarrow.BufferReader(block),
             read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(block) + 1),

@@ -90,9 +90,11 @@ def load_model(run_dir: str | Path) -> Tuple[Any, Any]:
         InputError: not a run of this package for the 14 findings, or damaged.
     """
     content = _read_config(str(run_dir))
-    if content.get("problem_type") != PROBLEM:
+    task = content.get("problem_type")
+    if task != PROBLEM:
         raise InputError(
-            f"{run_dir}: not a trained run of this package (problem_type is {content.get('problem_type')!r})."
+            f"{run_dir}: not a trained run of this package (problem_type is {shortened(repr(task))}). "
+            "Name the folder that chestxray_vit.train wrote."
         )
     labels = label_names(include_no_finding=len(_outputs(content)) == len(FINDINGS) + 1)
     _check_findings(content, str(run_dir), labels)
@@ -112,14 +114,13 @@ def _read_config(name_or_path: str) -> Dict[str, Any]:
             raise FileNotFoundError("there is none")
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(
-            f"{name_or_path}: no ViT checkpoint could be read: config.json: {reason}. "
+            f"{name_or_path}: no ViT checkpoint could be read: config.json: {_reason(error)}. "
             "Give a folder with config.json and model.safetensors, or a name on the Hub and a network."
         ) from error
     kind = content.get("model_type") if isinstance(content, dict) else type(content).__name__
     if kind != "vit":
-        raise InputError(f"{name_or_path}: the architecture is {kind!r}, expected a ViT ('vit').")
+        raise InputError(f"{name_or_path}: the architecture is {shortened(repr(kind))}, expected a ViT ('vit').")
     _check_config(content, name_or_path)
     return content
 
@@ -198,7 +199,7 @@ def _shards(folder: Path) -> List[Path]:
         places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
         names = {name for name in places if Path(name).name == name}
     except CONFUSED as error:
-        raise InputError(f"{folder}: {INDEX} is no index: {error}. Fetch it again.") from error
+        raise InputError(f"{folder}: {INDEX} is no index: {_reason(error)}. Fetch it again.") from error
     if not names or len(names) < len(set(places)):
         raise InputError(f"{folder}: {INDEX} names files outside its folder. Fetch it again.")
     return [folder / name for name in names]
@@ -217,8 +218,7 @@ def _load(name_or_path: str, config, allow_new_head: bool) -> Tuple[Any, Any]:
             output_loading_info=True,
         )
     except (*CONFUSED, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{name_or_path}: cannot be loaded: {reason} Is the checkpoint whole?") from error
+        raise InputError(f"{name_or_path}: cannot be loaded: {_reason(error)}. Is the checkpoint whole?") from error
     processor = _load_processor(name_or_path, config.image_size)
     lacking = [_name_of(key) for key in (*info["missing_keys"], *info["mismatched_keys"])]
     body = [key for key in lacking if not (allow_new_head and key.startswith("classifier."))]
@@ -251,19 +251,24 @@ def _load_processor(name_or_path: str, image_size: int) -> Any:
         size, is_cropping = dict(processor.size), getattr(processor, "do_center_crop", None)
         if size != {"height": image_size, "width": image_size} or is_cropping or processor.resample not in FILTERS:
             raise InputError(
-                f"{where}: size {size}, do_center_crop {is_cropping}, resample {processor.resample}; expected height "
-                f"and width {image_size} as in config.json, no crop, and one of Pillow's filters, 0 to 5."
+                f"{where}: size {shortened(str(size))}, do_center_crop {is_cropping}, resample "
+                f"{shortened(str(processor.resample))}; expected height and width {image_size} as in config.json, "
+                "no crop, and one of Pillow's filters, 0 to 5."
             )
         with np.errstate(all="ignore"):  # looked at below
             answer = np.asarray(processor(ramp, do_resize=False, return_tensors="np")["pixel_values"])
     except InputError:
         raise
     except CONFUSED as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{where} cannot be loaded: {reason} Is the checkpoint whole?") from error
+        raise InputError(f"{where} cannot be loaded: {_reason(error)}. Is the checkpoint whole?") from error
     if answer.shape != (1, 3, 16, 16) or not np.isfinite(answer).all() or np.ptp(answer) == 0:
         raise InputError(f"{where}: black and white give no pixel values of their own. Is it the checkpoint's own?")
     return processor
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error: those of transformers have paragraphs."""
+    return shortened(str(error).partition("\n")[0].rstrip("."))
 
 
 def _name_of(key) -> str:

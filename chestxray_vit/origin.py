@@ -130,7 +130,11 @@ def _name(word: str) -> str:
 
 def _read(path: Path) -> Optional[Dict[str, Any]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")

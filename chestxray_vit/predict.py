@@ -58,6 +58,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the stage."""
     args = parser().parse_args(argv)
     paths = find_images(args.images)
+    _check_output(args.output, paths)
     thresholds = _thresholds(Path(args.run), args.rule)
 
     from chestxray_vit import backend, model  # only here: they load torch
@@ -72,7 +73,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for path, scores_L in score(vit, processor, paths, device, unreadable):
         shown_L = scores_L if args.output else [f"{value:.4f}" for value in scores_L]
         decided = [] if thresholds is None else [SEPARATOR.join(decide(scores_L, thresholds, args.rule))]
-        writer.writerow([path.as_posix(), *shown_L, *decided])
+        name = path.as_posix().encode("utf-8", "backslashreplace").decode()  # a name may hold bytes of no text
+        writer.writerow([name, *shown_L, *decided])
     if args.output:
         write_text(args.output, table.getvalue())
         print(f"wrote {args.output}: {len(paths) - len(unreadable):,} images")
@@ -83,6 +85,18 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if unreadable:
         print(f"error: {len(unreadable):,} of {len(paths):,} images have no score", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def _check_output(output: Optional[Path], paths: Sequence[Path]) -> None:
+    """Refuse what could not be written after all images are scored, or would take the place of one."""
+    if output is None:
+        return
+    if output.is_dir() or output.resolve() in {path.resolve() for path in paths}:
+        raise InputError(
+            f"--output: {output} is {'a folder' if output.is_dir() else 'an image'}. Name a file of its own."
+        )
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"--output: {output.parent}: no such folder. Make it first.")
 
 
 def _thresholds(run_dir: Path, rule_name: str) -> Optional[Table]:

@@ -111,6 +111,8 @@ def reported(main: Callable[[Optional[Sequence[str]]], int]) -> Callable[..., in
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
         for ours in ("chestxray_vit", "__main__"):  # a stage run by `python -m` logs as __main__
             logging.getLogger(ours).setLevel(logging.INFO)
+        if hasattr(sys.stdout, "reconfigure"):  # a notebook's has it not
+            sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot hold is no reason to stop
         try:
             with obeying(_unwind):
                 return main(argv)

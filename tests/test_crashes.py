@@ -34,8 +34,8 @@ from tests.crashing import KILLED, Stages, contents
 from tests.training import TINY, history
 
 # kills at random moments, and before file events; each with and without an earlier result
-KILLS = {"ingest": (3, 12), "cache": (2, 3), "train": (1, 3), "evaluate": (1, 3), "report": (2, 6)}
-SLOW_TIMES = 12  # as many, where tests may take minutes
+KILLS = {"ingest": (3, 9), "cache": (2, 3), "train": (1, 2), "evaluate": (1, 3), "report": (1, 4)}
+SLOW_TIMES = 15  # as many, where tests may take minutes
 OFTEN = [1, pytest.param(SLOW_TIMES, marks=pytest.mark.slow)]
 EARLIER = pytest.mark.parametrize("earlier", [False, True], ids=["without", "with earlier"])
 HOW_OFTEN = pytest.mark.parametrize("times", OFTEN)

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -172,7 +173,8 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         (b'{"file_name": "a.png", ', "JSON parse error: Missing a name for object member"),
         (b'{"patient_id": "three"}', "JSON parse error: Column(/patient_id) changed from number to string"),
         (b'{"file_name": "\xff.png"}', "Column 0: In chunk 0: Invalid: Invalid UTF8 sequence"),
-        (b"[1, 2]", "JSON parse error"),
+        (b"[1, 2]", "no JSON object"),
+        (b"nul", "no JSON object"),
     ],
 )
 def test_a_line_that_cannot_be_parsed_is_named(path, monkeypatch, block, place, wrong, reason):
@@ -183,6 +185,19 @@ def test_a_line_that_cannot_be_parsed_is_named(path, monkeypatch, block, place, 
     text = refusal(path)
     assert text.startswith(f"metadata.jsonl: line {place + 2}: {reason}")
     assert text.endswith(f". Ingest again: python -m chestxray_vit.ingest {path.parent}")
+
+
+@pytest.mark.parametrize("block", [1, 1 << 18])
+@pytest.mark.parametrize("place", [0, 4])
+@pytest.mark.parametrize("wrong", [b"null", b" \t\r\n null", b"\xef\xbb\xbfnull", b"null {}"])
+@pytest.mark.parametrize("other", [b"", b"\n{"])
+def test_a_line_of_null_does_not_end_the_process(path, monkeypatch, block, place, wrong, other):
+    """Arrow reads no memory of its own where that is the first value."""
+    monkeypatch.setattr(metadata, "BLOCK", block)
+    lines = path.read_bytes().splitlines()
+    lines[place] = wrong + other
+    path.write_bytes(b"\n".join(lines))
+    assert re.match(r"metadata.jsonl: .*\bline \d: (no |JSON parse error)", refusal(path))
 
 
 @pytest.mark.parametrize("block", [1, 700, 1 << 18])

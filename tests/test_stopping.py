@@ -110,10 +110,13 @@ def test_stopped_and_resumed_equals_undisturbed(
 
 
 def test_the_checkpoint_of_a_stop_stays_where_one_only_is_kept(phantom_dataset, tmp_path, monkeypatch):
-    limit = ["--save_total_limit", "1"]
+    limit = ["--save_total_limit", "1", "--logging_steps", "100"]
     stop_at(monkeypatch, 5, signal.SIGTERM, 1)  # after the best of the first evaluation
     assert train.main(command(phantom_dataset, tmp_path / "run", *STEPS, *limit)) == 143
-    assert run_folder.last_checkpoint(str(tmp_path / "run")) == str(tmp_path / "run" / "checkpoint-5")
+    checkpoint = tmp_path / "run" / "checkpoint-5"
+    assert run_folder.last_checkpoint(str(tmp_path / "run")) == str(checkpoint)
+    log = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in log if "loss" in entry] == [3, 5]  # the mean of 4 and 5 is not lost
 
 
 def test_a_stop_saves_though_nothing_else_does(phantom_dataset, tmp_path, monkeypatch):

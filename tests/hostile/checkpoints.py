@@ -335,6 +335,20 @@ def no_metadata(name: str, make: Callable[[Path], object], *words: str, **option
 AGAIN = "Ingest again: python -m chestxray_vit.ingest release"
 EVALUATIONS = (
     Case("evaluated", ingested(), EVALUATE, ACCEPT, check=evaluated, writes=THRESHOLDS),
+    Case(
+        "evaluated into a file",
+        ingested(),
+        EVALUATE.replace("scored", "run/config.json"),
+        REFUSE,
+        ("run/config.json: cannot be written to", "--output_dir"),
+    ),
+    Case(
+        "flags nested deep",
+        written("flags.yaml", b"[" * 100_000),
+        "evaluate run flags.yaml",
+        REFUSE,
+        ("flags.yaml",),
+    ),
     no_metadata("evaluated, a pickle alone", all_of(ingested(), pickled), "Weights must be safetensors"),
     no_metadata(
         "evaluated, NaN weights", all_of(ingested(), tensors(lambda t: t["classifier.bias"].fill(np.nan))), "NaN"
@@ -345,6 +359,14 @@ EVALUATIONS = (
     no_metadata("metadata not UTF-8", metadata_text(lambda content: content.replace(b"PA", b"\xff\xff")), AGAIN),
     no_metadata(
         "metadata nested deep", metadata_text(lambda c: b'{"x":' + b"[" * 10**6 + b"\n" + c), AGAIN, contained=True
+    ),
+    no_metadata(
+        "metadata of null",
+        metadata_text(lambda content: b"null\n" + content),
+        "line 1: ",
+        AGAIN,
+        contained=True,
+        fault="metadata.py: a line `null` ends the process in Arrow's JSON reader (SIGSEGV)",
     ),
     no_metadata("an image that climbs", ingested(row(file_name="../../outside/xray.png")), "image outside the folder"),
     no_metadata("an image from the root", ingested(row(file_name="/etc/passwd")), "image outside the folder: '/etc'"),
