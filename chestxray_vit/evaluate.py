@@ -103,6 +103,8 @@ def evaluate(
             "Ingest with or without --include_no_finding, as for the training."
         )
     output_dir = given["output_dir"] or str(Path(run_dir) / own.split)
+    if Path(output_dir).is_file():
+        raise InputError(f"{output_dir}: cannot be written to: it is a file. Name a folder with --output_dir.")
     given = {**given, **backend.no_training(), "output_dir": output_dir}
     given["bf16"] = given["bf16"] or False  # not by default: the same scores on every engine
     args = backend.training_arguments(given, device, ipu_flags)

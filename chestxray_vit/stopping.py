@@ -104,8 +104,12 @@ def after_an_update(trainer) -> Iterator[None]:
     with obeying(callback.tell):
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             _end_bars(trainer)  # else what is told next stands at the end of one
+            if callback.told and "DataLoader worker" in str(error):  # the signal ended one before it could ignore it
+                saved = any(Path(trainer.args.output_dir).glob("checkpoint-*"))
+                callback.agreed = callback.told
+                callback.leave(trainer.state.global_step, saved)
             raise
         if callback.agree():  # after the last update
             saved = Path(trainer.args.output_dir, f"checkpoint-{trainer.state.global_step}").is_dir()

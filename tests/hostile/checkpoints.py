@@ -366,7 +366,6 @@ EVALUATIONS = (
         "line 1: ",
         AGAIN,
         contained=True,
-        fault="metadata.py: a line `null` ends the process in Arrow's JSON reader (SIGSEGV)",
     ),
     no_metadata("an image that climbs", ingested(row(file_name="../../outside/xray.png")), "image outside the folder"),
     no_metadata("an image from the root", ingested(row(file_name="/etc/passwd")), "image outside the folder: '/etc'"),

@@ -197,13 +197,32 @@ def run_contained(case: Case, root: Path) -> Tuple[int, str]:
     return process.returncode, said.decode(errors="replace")
 
 
+# whose outcome or words are those of newer libraries and a newer interpreter
+NEWER = (
+    "a bomb in compressed text, ingested",
+    "a bomb in international text, ingested",
+    "a link that leads out",
+    "NUL in a patient's id",
+    "names that climb",
+)
+
+
+def _marks(case: Case) -> list:
+    marks = [pytest.mark.xfail(reason=case.fault, strict=True)] if case.fault else []
+    if case.name in NEWER:
+        marks.append(
+            pytest.mark.skipif(sys.version_info < (3, 9), reason="Python 3.8's Pillow and csv say it otherwise")
+        )
+    return marks
+
+
 @pytest.mark.parametrize(
     "case",
     [
         pytest.param(
             case,
             id=f"{kind}: {case.name}",
-            marks=[pytest.mark.xfail(reason=case.fault, strict=True)] if case.fault else [],
+            marks=_marks(case),
         )
         for kind, case in CASES
     ],
