@@ -35,7 +35,7 @@ from tests.training import TINY, history
 
 # kills at random moments, and before file events; each with and without an earlier result
 KILLS = {"ingest": (3, 9), "cache": (2, 3), "train": (1, 2), "evaluate": (1, 3), "report": (1, 4)}
-SLOW_TIMES = 15  # as many, where tests may take minutes
+SLOW_TIMES = 3  # as many, where tests may take minutes
 OFTEN = [1, pytest.param(SLOW_TIMES, marks=pytest.mark.slow)]
 EARLIER = pytest.mark.parametrize("earlier", [False, True], ids=["without", "with earlier"])
 HOW_OFTEN = pytest.mark.parametrize("times", OFTEN)
