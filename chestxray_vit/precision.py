@@ -131,6 +131,5 @@ def _fit_to_cpu(model) -> None:
             "--bf16 true: this processor has no bfloat16 and emulates it, slower than float32. Use --bf16 auto."
         )
     elif getattr(model.config, "_attn_implementation", None) == "sdpa":
-        # a ViT-B/16's update in bfloat16 takes 1 / 2.0 of float32's time with it, 1 / 1.7 with sdpa; in float32, on
-        # two cores, sdpa is 1.05 to 1.1 times as fast
+        # on two cores, a ViT-B/16's update in bfloat16 takes 1 / 2.0 of float32's time with it, 1 / 1.7 with sdpa
         model.set_attn_implementation("eager")

@@ -52,12 +52,19 @@ def auc_of_test_list(scratch: Path, num_rows: int) -> List[Result]:
             obuchowski(targets_N, scores_N, patients_N)
 
     np.testing.assert_allclose(package(), scikit_learn(), rtol=0, atol=1e-12)
-    ways = {"scikit-learn": scikit_learn, "package": package, "by patient": by_patient}
+
+    def sort() -> None:
+        for scores_N in scores_LN:
+            np.sort(scores_N)
+
+    ways = {"scikit-learn": scikit_learn, "package": package, "by patient": by_patient, "sort": sort}
     times = {name: 1000 * seconds for name, seconds in interleave(ways, 7).items()}
-    on = f"on {num_images:,} images"
+    work, baseline_is = f"14 AUCs on {num_images:,} images", "scikit-learn's roc_auc_score"
+    limit, limit_is = times["sort"], "sorting the scores alone"
+    with_variance = f"{work}, with Obuchowski's variance by patient"
     return [
-        Result("auc", f"14 AUCs {on}", "ms", times["package"], times["scikit-learn"], "scikit-learn's roc_auc_score"),
-        Result("auc", f"14 AUCs with Obuchowski's variance by patient {on}", "ms", times["by patient"]),
+        Result("auc", work, "ms", times["package"], times["scikit-learn"], baseline_is, 10, None, limit, limit_is),
+        Result("auc", with_variance, "ms", times["by patient"], limit=limit, limit_is=limit_is),
     ]
 
 
