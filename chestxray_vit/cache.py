@@ -43,7 +43,7 @@ from chestxray_vit.row_file import Row, RowFile
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 1  # raise it when the same image, size and filter give other pixels
+CACHE_VERSION = 2  # raise it when the same image, size and filter give other pixels
 UNREADABLE, WHOLE, LOCK = "unreadable.json", "cache.json", "lock"
 ROW_BYTES = 64  # of rows.json, with NIH's names
 ELSEWHERE = "name another folder (--cache_dir D), or decode the images at every epoch (--cache_dir none)"

@@ -146,42 +146,54 @@ def _splits(own: EvaluateFlags) -> Dict[str, Any]:
 def _report(
     run_dir: Path, own: EvaluateFlags, output_dir: Path, tables: Dict[str, Any], command: Sequence[str]
 ) -> None:
-    """Write the predictions, where they come from, the report, and beside the model its thresholds and card."""
-    from chestxray_vit import (
-        backend,
-        card,
-        faces,
-        phantom,
-        predictions,
-        results,
-        thresholds,
-        thumbnails,
-        xrays,
-    )
+    """Write predictions, where they come from and the report, all or none; then the model's thresholds and card."""
+    from chestxray_vit import card, results, thresholds
     from chestxray_vit.files import written_together
-    from chestxray_vit.origin import FILE, origin, write_origin
+    from chestxray_vit.origin import FILE
 
-    paths = {name: output_dir / (PREDICTIONS if name == own.split else VALIDATION) for name in tables}
-    metadata, drawn = xrays.find_metadata(own.dataset_dir), phantom.is_drawn(own.dataset_dir)
-    with written_together([*paths.values(), output_dir / FILE]) as asides:
-        for aside, table in zip(asides, tables.values()):
-            predictions.write_predictions(aside, table)
-        where = origin(asides[0], own.split, drawn, command, backend.versions(), run_dir, metadata)
-        write_origin(asides[-1], where)
-    validation = None if own.split == "validation" else tables.get("validation")
-    summary = results.summarise(tables[own.split], source=[paths[own.split]], validation=validation, origin=where)
-    print(faces.to_text(summary))
-    pictures = None
-    if own.thumbnails:
-        pictures = thumbnails.thumbnails(metadata.parent, results.mistaken_images(summary))
-    written = [*paths.values(), *results.write_results(summary, output_dir, pictures)]
-    if validation is not None:
-        thresholds.write_thresholds(run_dir / thresholds.FILE, validation, paths["validation"])
-        written.append(run_dir / thresholds.FILE)
+    file_of = {name: PREDICTIONS if name == own.split else VALIDATION for name in tables}
+    names = [*file_of.values(), FILE, *results.OUTPUTS]
+    paths = [output_dir / name for name in names]
+    with written_together(paths) as asides:
+        summary = _write(
+            run_dir, own, {file_of[name]: table for name, table in tables.items()}, command, dict(zip(names, asides))
+        )
+    if VALIDATION in names:
+        thresholds.write_thresholds(run_dir / thresholds.FILE, tables["validation"], output_dir / VALIDATION)
+        paths.append(run_dir / thresholds.FILE)
+    elif (output_dir / VALIDATION).is_file():
+        (output_dir / VALIDATION).unlink()  # an earlier evaluation's: it does not belong to these predictions
     if own.split == "test" and card.write_card(run_dir, summary):
-        written.append(run_dir / card.CARD)
-    for path in written:
+        paths.append(run_dir / card.CARD)
+    for path in paths:
         print(f"wrote {path}")
+
+
+def _write(
+    run_dir: Path,
+    own: EvaluateFlags,
+    tables: Dict[str, Any],
+    command: Sequence[str],
+    path_of: Dict[str, Path],
+) -> Dict[str, Any]:
+    """Write predictions, origin and report to the path of each, by its name, and return the report's numbers."""
+    from chestxray_vit import backend, faces, phantom, results, xrays
+    from chestxray_vit.origin import FILE, origin, source_of, write_origin
+    from chestxray_vit.predictions import write_predictions
+    from chestxray_vit.thumbnails import thumbnails
+
+    for name, table in tables.items():
+        write_predictions(path_of[name], table)
+    metadata, drawn = xrays.find_metadata(own.dataset_dir), phantom.is_drawn(own.dataset_dir)
+    where = origin(path_of[PREDICTIONS], own.split, drawn, command, backend.versions(), run_dir, metadata)
+    write_origin(path_of[FILE], where)
+    source = source_of(path_of[PREDICTIONS])._replace(file_name=PREDICTIONS)
+    summary = results.summarise(tables[PREDICTIONS], source=[source], validation=tables.get(VALIDATION), origin=where)
+    print(faces.to_text(summary))
+    pictures = thumbnails(metadata.parent, results.mistaken_images(summary)) if own.thumbnails else None
+    for name, text in results.texts(summary, pictures).items():
+        path_of[name].write_bytes(text.encode("utf-8"))
+    return summary
 
 
 def _predictions(dataset, targets_NL, logits_NL):

@@ -41,8 +41,14 @@ def written_together(paths: Sequence[PathLike]) -> Iterator[List[Path]]:
 
     Killed at any moment, what is there is of one writing: once all are written, the earlier ones go, the first last,
     and the new ones come, the first first. An error of the disk names the file that was to be written.
+
+    Raises:
+        InputError: a folder has the name of a file.
     """
     paths = [Path(path) for path in paths]
+    folders = ", ".join(str(path) for path in paths if path.is_dir())
+    if folders:
+        raise InputError(f"{folders}: cannot be written to: a folder of that name is there. Move it away.")
     asides = [path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}") for path in paths]
     try:
         yield asides
@@ -76,8 +82,13 @@ def write_text(path: PathLike, text: str) -> None:
 
 
 def write_json(path: PathLike, content: Any) -> None:
-    """Write a JSON file, whole or not at all. NaN and infinity are refused: JSON has none."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write a JSON file, whole or not at all."""
+    write_text(path, to_json(content))
+
+
+def to_json(content: Any) -> str:
+    """Return what a JSON file of ours holds. NaN and infinity are refused: JSON has none."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @contextlib.contextmanager

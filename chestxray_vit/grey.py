@@ -17,13 +17,15 @@ from types import ModuleType
 from typing import IO, Any, List, Optional, Union
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from chestxray_vit.problems import InputError
 
 DAMAGED = (OSError, SyntaxError, ValueError, IndexError, EOFError, UnidentifiedImageError)  # what Pillow raises
 FORMATS = ("PNG", "JPEG")  # no other decoder of Pillow sees a file from outside
 MOST_PIXELS = 1 << 25  # that take the shorter road: it holds the image three times over
+ORIENTATION = 0x0112  # EXIF's tag
+WITH_ORIENTATION = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where a PNG may hold it
 STORED_BYTES = 65_535  # of a block of deflate that is not compressed, at most
 
 
@@ -31,7 +33,7 @@ def read_grey(source: str | Path | bytes) -> Image.Image:
     """Decode an X-ray as 8-bit grey.
 
     Colour with equal channels (NIH's RGBA files) gives the same grey exactly; 16-bit grey is scaled, not clipped;
-    transparency is laid over black.
+    transparency is laid over black. It is turned as its EXIF says, as viewers, `datasets` and transformers do.
 
     Raises:
         InputError: not a PNG or JPEG, or damaged.
@@ -42,10 +44,18 @@ def read_grey(source: str | Path | bytes) -> Image.Image:
             grey = _at_once(image) if _is_plain(image) else None
             if grey is None:
                 image.load()
-                grey = _to_grey(image)
+                grey = _to_grey(_upright(image))
             return grey
     except (*DAMAGED, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: cannot be decoded: {error}. Fetch it again, or leave it out.") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turned = image.getexif().get(ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except (*DAMAGED, struct.error):
+        return image  # EXIF that cannot be read says nothing
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
@@ -61,10 +71,10 @@ def _to_grey(image: Image.Image) -> Image.Image:
 
 
 def _is_plain(image: Any) -> bool:
-    """Tell whether an image that is open, not loaded, is a PNG of 8-bit grey, its first frame whole, and opaque."""
+    """Tell whether an image, open and not loaded, is a PNG of 8-bit grey, its first frame whole, opaque and upright."""
     return (
         [(tile[0], tile[3]) for tile in image.tile or ()] == [("zip", "L")]  # 2 and 4 bits are "L;2" and "L;4"
-        and not {"bbox", "interlace", "transparency"} & set(image.info)
+        and not {"bbox", "interlace", "transparency", *WITH_ORIENTATION} & set(image.info)
         and image.width * image.height <= MOST_PIXELS
     )
 

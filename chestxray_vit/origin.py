@@ -10,7 +10,7 @@ import logging
 import os
 import shlex
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, NamedTuple, Optional, Sequence
 
 from chestxray_vit.files import PathLike, fits, sha256, write_json
 
@@ -37,6 +37,18 @@ SHAPE = {
     "training": dict,
     "data": dict,
 }
+
+
+class Source(NamedTuple):
+    """A file of predictions, as a report names it: by its base name and what is in it."""
+
+    file_name: str
+    sha256: str
+
+
+def source_of(path: PathLike) -> Source:
+    """Return what a report says of a file of predictions."""
+    return Source(Path(path).name, sha256(path))
 
 
 def origin(

@@ -15,7 +15,7 @@ from typing import List, Optional, Sequence
 from chestxray_vit.faces import to_text
 from chestxray_vit.files import claimed
 from chestxray_vit.localisation import read_localisation
-from chestxray_vit.origin import read_origin
+from chestxray_vit.origin import read_origin, source_of
 from chestxray_vit.predictions import VALIDATION, read_predictions
 from chestxray_vit.problems import InputError, reported
 from chestxray_vit.results import INTERVALS, OUTPUTS, Options, mistaken_images, summarise, write_results
@@ -69,7 +69,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         results = summarise(
             runs[0],
             compare_with=runs[1] if len(runs) > 1 else None,
-            source=sources,
+            source=[source_of(path) for path in sources],
             validation=None if validation is None else read_predictions(validation),
             origin=read_origin(args.predictions),
             localisation=None if args.localisation is None else read_localisation(args.localisation),

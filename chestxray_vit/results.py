@@ -21,8 +21,9 @@ from chestxray_vit.calibration import calibration_table
 from chestxray_vit.comparison import comparison
 from chestxray_vit.curves import average_precision, curve
 from chestxray_vit.faces import FEW, FEW_PATIENTS, to_csv, to_markdown, to_operating_csv, to_subgroup_csv
-from chestxray_vit.files import PathLike, sha256, write_json, write_text
+from chestxray_vit.files import PathLike, to_json, written_together
 from chestxray_vit.findings import FINDINGS
+from chestxray_vit.origin import Source
 from chestxray_vit.page import to_html
 from chestxray_vit.predictions import Predictions
 from chestxray_vit.problems import InputError
@@ -58,7 +59,7 @@ class Options:
 def summarise(
     predictions: Predictions,
     compare_with: Optional[Predictions] = None,
-    source: Optional[Sequence[PathLike]] = None,
+    source: Sequence[Source] = (),
     validation: Optional[Predictions] = None,
     origin: Optional[Dict[str, Any]] = None,
     localisation: Optional[Dict[str, Any]] = None,
@@ -69,7 +70,7 @@ def summarise(
     Args:
         predictions: of the run to report.
         compare_with: of another run on the same images, in any order.
-        source: the file of `predictions`, then that of `compare_with`; their base names and sha256 are kept.
+        source: of `predictions`, then of `compare_with`.
         validation: of the same run on other patients; thresholds and recalibration come of them.
         origin: of `origin.read_origin`; beside a phantom's no published value stands.
         localisation: of `explain --boxes`.
@@ -89,7 +90,7 @@ def summarise(
     drawn = origin is not None and origin["drawn"]
     return {
         "package_version": __version__,
-        "source": [{"file_name": Path(path).name, "sha256": sha256(path)} for path in source or ()],
+        "source": [file._asdict() for file in source],
         "num_images": len(predictions.file_names),
         "num_patients": len(np.unique(patients_N)),
         "caution": DRAWN if drawn else CAUTION,
@@ -213,31 +214,42 @@ def mistaken_images(results: Dict[str, Any]) -> List[str]:
     return [image["file_name"] for row in results["mistakes"] for kind in MISTAKES for image in row[kind]]
 
 
-def write_results(
-    results: Dict[str, Any], output_dir: PathLike, pictures: Optional[Dict[str, str]] = None
-) -> List[Path]:
-    """Write auc.json and its faces, each whole or not at all, and return their paths.
+def texts(results: Dict[str, Any], pictures: Optional[Dict[str, str]] = None) -> Dict[str, str]:
+    """Return auc.json and its faces as text, by the names of OUTPUTS.
 
     Args:
         results: of `summarise`.
-        output_dir: made if it is not there.
         pictures: of the mistakes' images, by file name, of `thumbnails.thumbnails`; None to show none.
+    """
+    faces = (
+        to_json(results),
+        to_csv(results),
+        to_operating_csv(results),
+        to_subgroup_csv(results),
+        to_markdown(results),
+        to_html(results, pictures),
+    )
+    return dict(zip(OUTPUTS, faces))
+
+
+def write_results(
+    results: Dict[str, Any], output_dir: PathLike, pictures: Optional[Dict[str, str]] = None
+) -> List[Path]:
+    """Write auc.json and its faces, all or none, and return their paths.
+
+    Args:
+        results, pictures: as `texts` takes them.
+        output_dir: made if it is not there.
 
     Raises:
         InputError: the folder cannot be written to.
     """
-    faces = {
-        "auc.csv": to_csv(results),
-        "operating_points.csv": to_operating_csv(results),
-        "subgroups.csv": to_subgroup_csv(results),
-        "auc.md": to_markdown(results),
-        "auc.html": to_html(results, pictures),
-    }
+    paths = [Path(output_dir) / name for name in OUTPUTS]
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        write_json(Path(output_dir) / OUTPUTS[0], results)
-        for name, text in faces.items():
-            write_text(Path(output_dir) / name, text)
+        with written_together(paths) as asides:
+            for aside, text in zip(asides, texts(results, pictures).values()):
+                aside.write_bytes(text.encode("utf-8"))
     except OSError as err:
         raise InputError(f"{output_dir}: cannot be written to: {err}. Name another with --output_dir.") from err
-    return [Path(output_dir) / name for name in OUTPUTS]
+    return paths

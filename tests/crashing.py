@@ -47,8 +47,9 @@ def child(job):
         code = 1
     sys.stdout.flush(), sys.stderr.flush()
     if job["user"] is None:
-        with open(job["log"] + ".events", "w") as file:
+        with open(job["log"] + ".counted", "w") as file:
             json.dump([count[0], sorted(set(sys.modules) - LOADED)], file)
+        os.rename(file.name, job["log"] + ".events")  # whole: the kill may come here, too
     os._exit(code)
 
 def learn(job):

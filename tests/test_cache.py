@@ -250,13 +250,13 @@ def test_files_of_a_cache(data, tmp_path):
     stats = [(data[0] / name).stat() for name in data[1]]
     rows = [[name, status.st_size, status.st_mtime_ns] for name, status in zip(data[1], stats)]
     assert json.loads((cache.folder / "rows.json").read_text()) == rows
-    rule = {"version": 1, "size": [6, 5], "resample": 3}
+    rule = {"version": 2, "size": [6, 5], "resample": 3}
     assert json.loads((cache.folder / "rule.json").read_text()) == rule
     whole = {**rule, "images": 7, "unreadable": 0, "whole": True}
     assert json.loads((cache.folder / "cache.json").read_text()) == whole
 
 
-def test_rows_and_key_of_version_1(tmp_path):
+def test_rows_and_key_of_version_2(tmp_path):
     """As they are by definition: caches that were built before must open."""
     names = write_images(tmp_path / "data", 3)
     for place, name in enumerate(["ä b.png", '"\ud83e\udd14.png', "\udcff.png"]):
@@ -268,7 +268,7 @@ def test_rows_and_key_of_version_1(tmp_path):
     lines = [json.dumps([name, status.st_size, status.st_mtime_ns]) for name, status in stats]
     content = ("[\n" + ",\n".join(lines) + "\n]\n").encode()
     assert (cache.folder / "rows.json").read_bytes() == content
-    assert cache.folder.name == hashlib.sha256(b"[1, 6, 5, 3]" + content).hexdigest()[:16]
+    assert cache.folder.name == hashlib.sha256(b"[2, 6, 5, 3]" + content).hexdigest()[:16]
     assert cache.file_names == sorted(names)
     for pixels_HW, name in zip(cache.pixels_NHW, sorted(names)):
         assert np.array_equal(pixels_HW, expected_HW(tmp_path / "data" / name, (6, 5)))
@@ -310,7 +310,7 @@ def test_size_filter_images_and_version_give_other_keys(data, tmp_path, monkeypa
     folder, names = data
     folders = [built(data, tmp_path, size, resample).folder for size in ((6, 5), (5, 6)) for resample in (2, 3)]
     folders.append(built((folder, names[1:]), tmp_path).folder)
-    monkeypatch.setattr(cache_module, "CACHE_VERSION", 2)
+    monkeypatch.setattr(cache_module, "CACHE_VERSION", 3)
     folders.append(built(data, tmp_path).folder)
     assert len(set(folders)) == 6
     assert sorted(os.listdir(tmp_path / "cache")) == sorted(path.name for path in folders)
@@ -795,7 +795,7 @@ def test_planes_of_another_rule_are_not_taken_over(data, tmp_path, decoded, monk
     decoded.clear()
     built(data, tmp_path, size=(5, 6))  # as many bytes, another picture
     assert len(decoded) == 7
-    monkeypatch.setattr(cache_module, "CACHE_VERSION", 2)
+    monkeypatch.setattr(cache_module, "CACHE_VERSION", 3)
     decoded.clear()
     built(data, tmp_path)
     assert len(decoded) == 7

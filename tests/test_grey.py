@@ -266,3 +266,53 @@ def test_isal_is_used_where_it_is_installed():
     isal_zlib = pytest.importorskip("isal.isal_zlib", reason="isal is not installed: its road is not tested")
     grey._fast_zlib.cache_clear()
     assert grey._fast_zlib() is isal_zlib
+
+
+# Orientation: EXIF's eight (CIPA DC-008, tag 0x0112).
+
+UPRIGHT = {
+    1: lambda stored_HW: stored_HW,
+    2: np.fliplr,
+    3: lambda stored_HW: np.rot90(stored_HW, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda stored_HW: np.rot90(stored_HW, -1),
+    7: lambda stored_HW: np.rot90(stored_HW, 2).T,
+    8: np.rot90,
+}
+
+
+def stored_with(exif, kind="PNG", mode="L"):
+    pixels_HW = np.random.default_rng(1).integers(0, 256, SHAPE, dtype=np.uint8)
+    image = Image.fromarray(np.kron(pixels_HW, np.ones((8, 8), np.uint8))).convert(mode)  # JPEG keeps whole blocks
+    file = io.BytesIO()
+    image.save(file, kind, exif=exif, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
+    return file.getvalue(), np.asarray(image.convert("L"))
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind, mode", [("PNG", "L"), ("PNG", "RGBA"), ("JPEG", "L"), ("JPEG", "RGB")])
+def test_an_image_is_turned_as_its_exif_says(kind, mode, orientation):
+    exif = Image.Exif()
+    exif[grey.ORIENTATION] = orientation
+    content, stored_HW = stored_with(exif, kind, mode)
+    found_HW, expected_HW = np.asarray(read_grey(content)), UPRIGHT[orientation](stored_HW)
+    assert found_HW.shape == expected_HW.shape
+    assert np.abs(found_HW.astype(int) - expected_HW).max() <= (2 if kind == "JPEG" else 0)
+
+
+def test_orientation_is_that_of_datasets():
+    datasets = pytest.importorskip("datasets")
+    for orientation in UPRIGHT:
+        exif = Image.Exif()
+        exif[grey.ORIENTATION] = orientation
+        content, _ = stored_with(exif)
+        theirs = datasets.Image().decode_example({"bytes": content, "path": None})
+        assert np.array_equal(np.asarray(read_grey(content)), np.asarray(theirs))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"\xff" * 99])
+def test_exif_of_garbage_says_nothing(exif):
+    content, stored_HW = stored_with(exif)
+    assert np.array_equal(np.asarray(read_grey(content)), stored_HW)

@@ -16,6 +16,7 @@ from chestxray_vit.auc import compare, compare_macro, macro, obuchowski
 from chestxray_vit.faces import to_csv, to_markdown, to_text
 from chestxray_vit.files import sha256
 from chestxray_vit.findings import FINDINGS
+from chestxray_vit.origin import source_of
 from chestxray_vit.predictions import Predictions
 from chestxray_vit.problems import InputError
 from chestxray_vit.results import OUTPUTS, Options, summarise, write_results
@@ -390,7 +391,7 @@ def test_written_files_hold_the_table_and_no_nan(tmp_path):
 
     source = tmp_path / "a`b|<script>.csv"
     source.write_text("bytes")
-    results = summarise(edge_cases(), edge_cases(), source=[source, source])
+    results = summarise(edge_cases(), edge_cases(), source=[source_of(source)] * 2)
     paths = write_results(results, tmp_path / "new" / "report")
     assert [path.name for path in paths] == list(OUTPUTS)
     assert json.loads(paths[0].read_text(encoding="utf-8"), parse_constant=refuse) == results

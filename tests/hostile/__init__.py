@@ -55,7 +55,6 @@ class Case:
         check: of what was written and said, given the folder and the message; raises where that is wrong.
         writes: patterns of paths that may be written besides the stage's outputs.
         contained: run in a process of its own, with a limit of time and memory: it might hang, crash, or fill both.
-        fault: why the case fails today, and will be an error of the tests once it no longer does.
     """
 
     name: str
@@ -66,7 +65,6 @@ class Case:
     check: Optional[Callable[[Path, str], None]] = None
     writes: Tuple[str, ...] = ()
     contained: bool = False
-    fault: Optional[str] = None
 
     @property
     def stage(self) -> str:

@@ -268,7 +268,6 @@ CASES = (
         PREDICT,
         ACCEPT,
         check=as_plain,
-        fault="grey.py passes over the EXIF orientation, which viewers and `datasets` apply",
     ),
     Case("a missing image", lambda root: (root / NAME).unlink(), INGEST, REFUSE, MISSING),
     Case("a folder for an image", instead(NAME, Path.mkdir), INGEST, REFUSE, MISSING),

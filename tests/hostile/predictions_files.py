@@ -338,8 +338,7 @@ BESIDE = (
             (root / "predictions" / "auc.html").unlink(),
             (root / "predictions" / "auc.html").mkdir(),
         ],
-        "predictions: cannot be written to",
-        fault="results.py writes auc.json and the faces before it, and then finds the folder",
+        "auc.html: cannot be written to: a folder of that name is there. Move it away",
     ),
     Case(
         "the report over its input",
