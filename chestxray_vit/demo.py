@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from chestxray_vit import phantom
-from chestxray_vit.files import write_text
+from chestxray_vit.files import LOCK, claimed, write_text
 from chestxray_vit.problems import InputError, reported
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,18 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the stage."""
     args = parser().parse_args(argv)
     start = time.monotonic()
-    _make_room(args.output_dir)
+    _check(args.output_dir)
+    with claimed(args.output_dir, (MARKER,)):
+        _make_room(args.output_dir)
+        _show(args)
+    print(
+        f"\nThe demo took {time.monotonic() - start:.0f} s. The X-rays are drawn: these AUCs say nothing of patients."
+    )
+    return 0
+
+
+def _show(args: argparse.Namespace) -> None:
+    """Go the whole way, in an empty folder."""
     release, run, report = (args.output_dir / name for name in ("release", "run", "report"))
     logger.info("drawing the X-rays of %s patients into %s", NUM_PATIENTS, release)
     phantom.draw_release(release, num_patients=NUM_PATIENTS, image_size=IMAGE_SIZE, seed=SEED)
@@ -57,20 +68,22 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     _stage("train", "--dataset_dir", str(release), "--output_dir", str(run), *recipe)
     where = ["--dataset_dir", str(release), "--output_dir", str(report)]
     _stage("evaluate", str(run), *where, "--device", args.device, "--thumbnails", "true")  # drawn: no patients' data
-    print(
-        f"\nThe demo took {time.monotonic() - start:.0f} s. The X-rays are drawn: these AUCs say nothing of patients."
-    )
-    print(f"Open {report / 'auc.html'} (the report), {run / 'loss.png'} (training), {release / 'images'} (X-rays).")
-    return 0
+    print(f"\nOpen {report / 'auc.html'} (the report), {run / 'loss.png'} (training), {release / 'images'} (X-rays).")
+
+
+def _check(folder: Path) -> None:
+    """Refuse a folder that holds something, but for an earlier demo's."""
+    if folder.is_dir() and not (folder / MARKER).is_file() and os.listdir(folder) not in ([], [LOCK]):
+        raise InputError(f"{folder}: exists and is not a demo's folder. Name another with --output_dir.")
 
 
 def _make_room(folder: Path) -> None:
-    """Make the demo's folder, in place of an earlier demo's and of nothing else."""
-    if folder.exists():
-        if not (folder / MARKER).is_file():
-            raise InputError(f"{folder}: exists and is not a demo's folder. Name another with --output_dir.")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    """Empty the folder of an earlier demo, but for the claim on it."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (MARKER, LOCK):
+            path.unlink()
     write_text(folder / MARKER, "Made by python -m chestxray_vit.demo, which replaces this folder when run again.\n")
 
 

@@ -14,7 +14,7 @@ from typing import Any, ContextManager, Dict, Optional, Sequence
 
 from chestxray_vit import flags
 from chestxray_vit.predictions import VALIDATION
-from chestxray_vit.problems import InputError, reported
+from chestxray_vit.problems import InputError, reported, told_of_no_memory
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,8 @@ def evaluate(
             if processes.is_main_process():
                 logger.info("%s: scoring %s %s images", device, f"{len(view):,}", name)
             targets_NL = xrays.targets_of(splits[name])
-            logits_NL = backend.predict_logits(trainer, view, targets_NL)
+            with told_of_no_memory(args.eval_batch_size, "lower --per_device_eval_batch_size"):
+                logits_NL = backend.predict_logits(trainer, view, targets_NL)
             tables[name] = _predictions(splits[name], targets_NL[:, :14], logits_NL[:, :14])
         if processes.is_main_process():
             _report(Path(run_dir), own, Path(output_dir), tables, command)

@@ -10,24 +10,23 @@ none: there --finding sets the title only. A map shows where the model looked, n
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
 
 from chestxray_vit import __version__, localisation, phantom
 from chestxray_vit.boxes import Box, by_case, count_used, read_boxes
-from chestxray_vit.files import sha256, write_bytes, write_json
+from chestxray_vit.files import claimed, sha256, write_bytes, write_json
 from chestxray_vit.findings import FINDINGS
 from chestxray_vit.grey import read_grey
 from chestxray_vit.images import find_images
 from chestxray_vit.overlay import overlay
-from chestxray_vit.problems import SHOWN, InputError, reported
+from chestxray_vit.problems import SHOWN, InputError, reported, told_of_no_memory
 
 OUTPUT = "localisation.json"
 
@@ -66,10 +65,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args.output_dir = args.output_dir or args.run / "explain"
     _check(args)
     unreadable: List[str] = []
-    if args.boxes:
-        score_boxes(args, unreadable)
-    else:
-        show_images(args, unreadable)
+    with told_of_no_memory(1, "end other programs, or explain on another machine"):
+        if args.boxes:
+            score_boxes(args, unreadable)
+        else:
+            show_images(args, unreadable)
     for problem in unreadable:
         print(f"error: {problem}", file=sys.stderr)
     if unreadable:
@@ -115,15 +115,6 @@ def _read(path: Path, unreadable: List[str]) -> Optional[Image.Image]:
         return None
 
 
-@contextlib.contextmanager
-def _writing_to(output_dir: Path) -> Iterator[None]:
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise InputError(f"{output_dir}: cannot be written to: {error}. Name another with --output_dir.") from error
-
-
 # Overlays of any X-rays
 
 
@@ -141,16 +132,16 @@ def show_images(args: argparse.Namespace, unreadable: List[str]) -> None:
     from chestxray_vit.attention import maps_of_image
 
     wanted = None if args.finding is None else [FINDINGS.index(name) for name in args.finding]
-    for path, name in zip(tqdm(paths, desc="explain", unit="image", delay=2, leave=False), overlay_names(paths)):
-        image = _read(path, unreadable)
-        if image is None:
-            continue
-        for place, score, map_hw in maps_of_image(vit, preprocess.pixels(image).to(device), wanted, args.method):
-            finding = FINDINGS[place]
-            output = args.output_dir / f"{name}.{finding}.png"
-            with _writing_to(args.output_dir):
+    with claimed(args.output_dir, ()):
+        for path, name in zip(tqdm(paths, desc="explain", unit="image", delay=2, leave=False), overlay_names(paths)):
+            image = _read(path, unreadable)
+            if image is None:
+                continue
+            for place, score, map_hw in maps_of_image(vit, preprocess.pixels(image).to(device), wanted, args.method):
+                finding = FINDINGS[place]
+                output = args.output_dir / f"{name}.{finding}.png"
                 write_bytes(output, overlay(image, map_hw, finding, score, args.method))
-            tqdm.write(f"{output}: {path}, {finding}, score {score:.3f}")
+                tqdm.write(f"{output}: {path}, {finding}, score {score:.3f}")
 
 
 def overlay_names(paths: Sequence[Path]) -> List[str]:
@@ -209,7 +200,7 @@ def score_boxes(args: argparse.Namespace, unreadable: List[str]) -> None:
         **localisation.summarise(cases, findings, args.method, phantom.is_drawn(args.dataset_dir)),
     }
     _print_boxes(results)
-    with _writing_to(args.output_dir):
+    with claimed(args.output_dir, (OUTPUT,)):
         write_json(args.output_dir / OUTPUT, results)
     print(f"wrote {args.output_dir / OUTPUT}")
 

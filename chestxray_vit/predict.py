@@ -19,7 +19,7 @@ from chestxray_vit.files import write_text
 from chestxray_vit.findings import FINDINGS, SEPARATOR
 from chestxray_vit.images import find_images
 from chestxray_vit.operating import RULE_NAMES, RULES, Table, decide
-from chestxray_vit.problems import InputError, reported
+from chestxray_vit.problems import InputError, reported, told_of_no_memory
 from chestxray_vit.thresholds import FILE as THRESHOLDS
 from chestxray_vit.thresholds import read_thresholds
 
@@ -140,7 +140,9 @@ def score(
             except InputError as error:
                 unreadable.append(str(error))
         if pixels:
-            with torch.inference_mode():
+            with told_of_no_memory(
+                len(pixels), "end other programs, or score on another machine"
+            ), torch.inference_mode():
                 logits_BL = vit(pixel_values=torch.stack(pixels).to(device)).logits.float().cpu().numpy()
             yield from zip(readable, probabilities(logits_BL[:, : len(FINDINGS)]).tolist())
         progress.update(len(paths[start : start + BATCH]))

@@ -18,6 +18,8 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence
 SHOWN = 3  # examples of one kind of problem; the count tells the rest
 LONGEST = 400  # characters of one example: a cell may hold a megabyte
 
+READER_LEFT = 141  # the exit code, as a shell has it of SIGPIPE
+NO_MEMORY = ("can't allocate memory", "out of memory")  # words of torch's errors
 LOADERS_GRACE = 30  # seconds that a forked process has after SIGTERM, in which its parent finishes
 ELSEWHERE = "or write elsewhere"
 REMEDIES = {  # errors of a disk that the user can mend; any other is a defect of ours
@@ -103,7 +105,8 @@ class Problems:
 def reported(main: Callable[[Optional[Sequence[str]]], int]) -> Callable[..., int]:
     """Make a stage's `main` answer what a user can mend with its text and exit code 2, and signals as `obeying` says.
 
-    A full disk, a read-only one, a quota and a missing permission are among it: what was there before is whole.
+    A full disk, a read-only one, a quota and a missing permission are among it: what was there before is whole. Where
+    nobody reads what is printed to its end (`| head`), that is no error.
     """
 
     @functools.wraps(main)
@@ -115,10 +118,14 @@ def reported(main: Callable[[Optional[Sequence[str]]], int]) -> Callable[..., in
             sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot hold is no reason to stop
         try:
             with obeying(_unwind):
-                return main(argv)
+                code = main(argv)
+            _printed("")
+            return code
         except InputError as error:
             return _told(f"error: {visible(str(error))}", 2)
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and not _printed("\n"):
+                return READER_LEFT
             if not is_mishap(error):
                 raise
             return _told(f"error: {visible(mishap(error))}", 2)
@@ -128,6 +135,16 @@ def reported(main: Callable[[Optional[Sequence[str]]], int]) -> Callable[..., in
             return _told("stopped by the user", 128 + signal.SIGINT)
 
     return stage
+
+
+def _printed(text: str) -> bool:
+    """Print; if the reader has left, return False and print no more: Python would complain of it at its end."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _told(text: str, code: int) -> int:
@@ -145,6 +162,25 @@ def mishap(error: OSError) -> str:
     """Return what to tell of an error for which `is_mishap` holds."""
     where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     return f"{where}{error.strerror}. {REMEDIES[error.errno]}. Earlier outputs are whole."
+
+
+@contextlib.contextmanager
+def told_of_no_memory(num_images: int, remedy: str) -> Iterator[None]:
+    """Tell a lack of memory, Python's or torch's, as what the user can mend.
+
+    Args:
+        num_images: that are computed at a time.
+        remedy: what to do.
+
+    Raises:
+        InputError: in place of the error.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+            raise InputError(f"no memory for {num_images:,} images at a time: {remedy}.") from error
+        raise
 
 
 @contextlib.contextmanager

@@ -16,12 +16,11 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from chestxray_vit import processes
-from chestxray_vit.problems import REMEDIES, InputError, Stopped, is_mishap, obeying
+from chestxray_vit.problems import REMEDIES, InputError, Stopped, is_mishap, obeying, told_of_no_memory
 
 logger = logging.getLogger(__name__)
 
-NO_MEMORY = ("can't allocate memory", "out of memory")  # words of torch's errors
-# and of those that write weights: safetensors' and torch's, which does not say why
+# words of the errors of those that write weights: safetensors' and torch's, which does not say why
 DISK_FULL = ("No space left", "os error 28", "PytorchStreamWriter failed", "iostream error", "unexpected pos")
 
 
@@ -136,16 +135,15 @@ def told_of_mishaps(folder: str, at_a_time: int, total: int) -> Iterator[None]:
     Raises:
         InputError: in place of what torch and safetensors tell of it.
     """
+    remedy = f"lower --per_device_train_batch_size (the global batch of {total:,} stays)"
     try:
-        yield
+        with told_of_no_memory(at_a_time, remedy):
+            yield
     except OSError as error:
         if error.filename is None and is_mishap(error):
             error.filename = folder
         raise
-    except (MemoryError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
-            text = f"no memory for {at_a_time:,} images at a time: lower --per_device_train_batch_size"
-            raise InputError(f"{text} (the global batch of {total:,} stays).") from error
+    except (RuntimeError, SafetensorError) as error:
         if not any(words in str(error) for words in DISK_FULL):
             raise
         remedy = REMEDIES[errno.ENOSPC]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from chestxray_vit import demo
+from chestxray_vit.files import LOCK, claimed
 from chestxray_vit.problems import InputError
 
 
@@ -15,11 +16,29 @@ def test_a_folder_that_is_no_demo_is_left_alone(tmp_path, capsys):
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
-def test_an_earlier_demo_is_replaced(tmp_path):
-    demo._make_room(tmp_path / "demo")
-    (tmp_path / "demo" / "old").mkdir()
-    demo._make_room(tmp_path / "demo")
-    assert [path.name for path in (tmp_path / "demo").iterdir()] == [demo.MARKER]
+def test_an_earlier_demo_is_replaced_and_nothing_outside(tmp_path):
+    folder = tmp_path / "demo"
+    for name in ("demo", "outside"):
+        (tmp_path / name).mkdir()
+    for _ in range(2):
+        demo._check(folder)
+        demo._make_room(folder)
+        assert [path.name for path in folder.iterdir()] == [demo.MARKER]
+        (folder / "old").mkdir()
+        (folder / "old" / "image.png").touch()
+        (folder / "notes.txt").touch()
+        (folder / "link").symlink_to(tmp_path / "outside")
+    assert (tmp_path / "outside").is_dir()
+
+
+def test_of_two_demos_in_a_folder_one_is_refused(tmp_path, capsys):
+    folder = tmp_path / "demo"
+    with claimed(folder, ()):
+        demo._make_room(folder)
+        (folder / "release").mkdir()
+        assert demo.main(["--output_dir", str(folder)]) == 2
+        assert sorted(path.name for path in folder.iterdir()) == sorted([LOCK, "release", demo.MARKER])
+    assert "is writing here" in capsys.readouterr().err
 
 
 def test_a_failing_stage_stops_the_demo(tmp_path, capfd):

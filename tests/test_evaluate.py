@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 from chestxray_vit import backend, evaluate, ingest, model, predict, predictions, report, results, thresholds, xrays
 from chestxray_vit.findings import FINDINGS, label_names
 from chestxray_vit.shape import Shape
+from tests.crashing import contents
 
 TINY = Shape(
     image_size=64, patch_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
@@ -148,6 +149,28 @@ def test_a_split_without_validation_is_evaluated_without_choices(mini_release, t
     assert evaluate.main([str(copy), "--dataset_dir", str(mini_release)]) == 0
     assert not (copy / "thresholds.json").exists()
     assert json.loads((copy / "test" / "auc.json").read_text())["operating_points"] is None
+
+
+def test_what_an_earlier_evaluation_left_goes_with_it(run, mini_release, tmp_path):
+    """Else `report` would choose thresholds on another run's validation images."""
+    assert ingest.main([str(mini_release), "--val_fraction", "0"]) == 0
+    left = tmp_path / "predictions_validation.csv"
+    left.write_text("of another run")
+    evaluating = ["--dataset_dir", str(mini_release), "--output_dir", str(tmp_path), "--device", "cpu"]
+    assert evaluate.main([str(run), *evaluating]) == 0
+    assert not left.exists()
+
+
+def test_no_memory_is_told_and_earlier_scores_stay(run, phantom_dataset, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "scores"
+    evaluating = [str(run), "--dataset_dir", str(phantom_dataset), "--output_dir", str(output), "--device", "cpu"]
+    assert evaluate.main(evaluating) == 0
+    before = contents(output)
+    monkeypatch.setattr("chestxray_vit.pixels.Front.channels", lambda *_: torch.empty(1 << 60))
+    assert evaluate.main([*evaluating, "--per_device_eval_batch_size", "7"]) == 2
+    told = capsys.readouterr().err
+    assert "error: no memory for 7 images at a time: lower --per_device_eval_batch_size." in told
+    assert contents(output) == before
 
 
 def test_default_output_is_the_splits_folder_in_the_run(run, phantom_dataset, tmp_path):

@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 
 from chestxray_vit import attention, explain, ingest, localisation, model, xrays
 from chestxray_vit.boxes import read_boxes
+from chestxray_vit.files import claimed
 from chestxray_vit.findings import FINDINGS
 from chestxray_vit.grey import read_grey
 from tests.conftest import write_release
@@ -183,6 +184,14 @@ def test_inputs_are_never_overwritten(run, tmp_path, capsys):
     assert explained(run, tmp_path, "--output_dir", tmp_path / "out") == 2
     assert (tmp_path / "a.Mass.png").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_another_process_writes_is_refused(run, dataset, tmp_path, capsys):
+    xray().save(tmp_path / "x.png")
+    with claimed(tmp_path / "maps", ()):
+        assert explain.main([str(run), str(tmp_path / "x.png"), "--output_dir", str(tmp_path / "maps")]) == 2
+    assert "is writing here" in capsys.readouterr().err
+    assert not (tmp_path / "maps").exists()
 
 
 def test_images_may_follow_a_flag(run, tmp_path):

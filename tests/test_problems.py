@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import doctest
+import os
+import subprocess
+import sys
 
 import pytest
 
 from chestxray_vit import problems
-from chestxray_vit.problems import InputError, Problems, reported
+from chestxray_vit.problems import READER_LEFT, InputError, Problems, reported, told_of_no_memory
 
 
 def test_nothing_noted_raises_nothing():
@@ -108,3 +111,44 @@ def test_reported_hides_no_other_exception(kind):
 
     with pytest.raises(kind, match="a defect"):
         main([])
+
+
+PRINTING = """
+import sys
+from chestxray_vit.problems import reported
+@reported
+def main(argv=None):
+    for _ in range({lines}):
+        print("a line", flush={flush})
+    return 7
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("lines, flush, code", [(9, False, 7), (9, True, READER_LEFT), (99999, False, READER_LEFT)])
+def test_a_reader_that_leaves_is_no_error(lines, flush, code):
+    """As `| head` does: what is done by then counts, and nothing is said."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-c", PRINTING.format(lines=lines, flush=flush)]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    ended = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, env=buffered, timeout=60)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (code, b"")
+
+
+def test_another_broken_pipe_is_a_defect():
+    @reported
+    def main(argv=None):
+        raise BrokenPipeError("of a loader")
+
+    with pytest.raises(BrokenPipeError, match="of a loader"):
+        main([])
+
+
+def test_no_memory_is_told_with_what_helps():
+    words = "^no memory for 1,024 images at a time: lower it[.]$"
+    with pytest.raises(InputError, match=words), told_of_no_memory(1024, "lower it"):
+        bytearray(1 << 60)
+    with pytest.raises(RuntimeError, match="shapes"), told_of_no_memory(1, "lower it"):
+        raise RuntimeError("shapes differ")
