@@ -40,11 +40,13 @@ def share_of(given: Dict[str, Any]) -> Dict[str, Any]:
     """Return the values of TrainingArguments' fields for a Trainer to which a replica's share is one batch.
 
     Raises:
-        InputError: half precision, in which the stages do not yet exchange what they compute.
+        InputError: half precision, in which the stages do not yet exchange what they compute; or compiling.
     """
     half = [name for name in ("bf16", "fp16") if given.get(name)]
     if half:
         raise InputError(f"--{half[0]}: a pipeline computes in float32. Leave it out.")
+    if given.get("torch_compile"):
+        raise InputError("--torch_compile: the stages of a pipeline are not compiled. Leave it out.")
     share = given["per_device_train_batch_size"] * given["gradient_accumulation_steps"]
     return {**given, "per_device_train_batch_size": share, "gradient_accumulation_steps": 1}
 

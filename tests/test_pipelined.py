@@ -202,6 +202,7 @@ REFUSED = {
     "133 training images are fewer than one global batch of 256": (2, ["--gradient_accumulation_steps", "128"]),
     "1 micro-batches do not fill 2 stages by 1F1B": (2, ["--gradient_accumulation_steps", "1"]),
     "--bf16: a pipeline computes in float32": (2, ["--bf16", "true"]),
+    "--torch_compile: the stages of a pipeline are not compiled": (2, ["--torch_compile", "true"]),
     "layers_per_ipu [3, 3] places 6 layers, the model has 2": (
         2,
         ["--ipu_config_overrides", "layers_per_ipu=[3 3]"],
