@@ -178,14 +178,15 @@ def _write(
     path_of: Dict[str, Path],
 ) -> Dict[str, Any]:
     """Write predictions, origin and report to the path of each, by its name, and return the report's numbers."""
-    from chestxray_vit import backend, faces, phantom, results, xrays
+    from chestxray_vit import backend, faces, phantom, results
+    from chestxray_vit.metadata import find_metadata
     from chestxray_vit.origin import FILE, origin, source_of, write_origin
     from chestxray_vit.predictions import write_predictions
     from chestxray_vit.thumbnails import thumbnails
 
     for name, table in tables.items():
         write_predictions(path_of[name], table)
-    metadata, drawn = xrays.find_metadata(own.dataset_dir), phantom.is_drawn(own.dataset_dir)
+    metadata, drawn = find_metadata(own.dataset_dir), phantom.is_drawn(own.dataset_dir)
     where = origin(path_of[PREDICTIONS], own.split, drawn, command, backend.versions(), run_dir, metadata)
     write_origin(path_of[FILE], where)
     source = source_of(path_of[PREDICTIONS])._replace(file_name=PREDICTIONS)

@@ -25,6 +25,7 @@ from chestxray_vit.files import claimed, sha256, write_bytes, write_json
 from chestxray_vit.findings import FINDINGS
 from chestxray_vit.grey import read_grey
 from chestxray_vit.images import find_images
+from chestxray_vit.metadata import find_metadata
 from chestxray_vit.overlay import overlay
 from chestxray_vit.problems import SHOWN, InputError, reported, told_of_no_memory
 
@@ -218,7 +219,7 @@ def _rows_of(dataset_dir: Path) -> Dict[str, _Row]:
     """Return the data set's images by their names without a folder."""
     from chestxray_vit import xrays
 
-    root = xrays.find_metadata(dataset_dir).parent
+    root = find_metadata(dataset_dir).parent
     columns = xrays.load_xrays(dataset_dir).select_columns(["file_name", "patient_id", "split"])[:]
     rows = zip(columns["file_name"], columns["patient_id"], columns["split"])
     return {Path(name).name: _Row(root / name, str(patient), split) for name, patient, split in rows}

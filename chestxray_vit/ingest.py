@@ -22,11 +22,12 @@ import numpy as np
 from chestxray_vit import __version__, archives, nih, split
 from chestxray_vit.files import claimed, sha256, write_bytes, write_json, written_together
 from chestxray_vit.findings import label_names
+from chestxray_vit.metadata import METADATA
 from chestxray_vit.problems import InputError, Problems, reported
 
 logger = logging.getLogger(__name__)
 
-METADATA, REPORT = "metadata.jsonl", "ingest_report.json"
+REPORT = "ingest_report.json"
 BILINEAR = 2  # Pillow's number, and the rule of Google's ViT; a checkpoint with another builds its own cache
 
 
@@ -281,7 +282,7 @@ def _check_output(output: Path, sources: Sequence[Path]) -> None:
 
 
 def _default_folder(args: argparse.Namespace, found: Dict[Path, List[str]]) -> Path:
-    """Return the folder of all images where `xrays.find_metadata` looks too; the release's where there is none."""
+    """Return the folder of all images where `metadata.find_metadata` looks too; the release's where there is none."""
     images = args.images or args.dataset_dir / "images"
     # a link leads to images of someone else, who may have metadata of their own
     return images if list(found) == [images] and not images.is_symlink() else args.dataset_dir

@@ -1,4 +1,4 @@
-"""Read metadata.jsonl in blocks into a table that lies in a file; hold names as one array of bytes.
+"""Find metadata.jsonl; read it in blocks into a table that lies in a file; hold names as one array of bytes.
 
 Memory then does not grow with the images: parsed at once a row takes 1.8 kB, kept as Arrow columns 0.2 kB, and its name
 takes 75 bytes as a Python string, 16 here. The file has no name in its folder, so whatever ends the process, nothing is
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Dict, Iterable, Iterator, List, Optional, Set,
 
 import numpy as np
 
+from chestxray_vit.files import PathLike
 from chestxray_vit.findings import FINDINGS
 from chestxray_vit.problems import InputError, Problems
 from chestxray_vit.split import SPLITS
@@ -25,11 +26,31 @@ from chestxray_vit.split import SPLITS
 if TYPE_CHECKING:
     import pyarrow
 
+METADATA = "metadata.jsonl"
 BLOCK = 1 << 18  # bytes of metadata.jsonl that are parsed at a time
 PART = 1024  # names that are Python strings at a time
 LONGEST_NAME = 8192  # bytes; more than any system opens, and an array of names is as wide as the longest
 REQUIRED = ("file_name", "labels", "split", "patient_id")
 OTHERS = ("file_name", "split", "patient_id", "age", "sex", "view", "follow_up")  # columns that stay as they are
+
+
+def find_metadata(dataset_dir: PathLike) -> Path:
+    """Return the metadata.jsonl of an ingested release: in its folder, or beside the images in `images/`.
+
+    Where `images/` is a link, the metadata beside the images may be another's: that in the folder is taken.
+
+    Raises:
+        InputError: there is none, or one in each.
+    """
+    places = [Path(dataset_dir, METADATA), Path(dataset_dir, "images", METADATA)]
+    found = [path for path in places if path.is_file()]
+    if not found:
+        raise InputError(
+            f"{places[0]} and {places[1]}: no such file. First: python -m chestxray_vit.ingest {dataset_dir}"
+        )
+    if len(found) > 1 and not places[1].parent.is_symlink():
+        raise InputError(f"{found[0]} and {found[1]} are both there. Name the folder of one, or remove the older.")
+    return found[0]
 
 
 def read_metadata(path: Path, split: Optional[str] = None) -> pyarrow.Table:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from chestxray_vit.cache import PixelCache, build_cache, default_cache_dir
+from chestxray_vit.metadata import find_metadata
 from chestxray_vit.problems import InputError
-from chestxray_vit.xrays import Preprocess, collate, find_metadata, load_xrays, names_of, preprocessed, targets_of
+from chestxray_vit.xrays import Preprocess, collate, load_xrays, names_of, preprocessed, targets_of
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from typing import List, Optional, Sequence
 from chestxray_vit.faces import to_text
 from chestxray_vit.files import claimed
 from chestxray_vit.localisation import read_localisation
+from chestxray_vit.metadata import find_metadata
 from chestxray_vit.origin import read_origin, source_of
 from chestxray_vit.predictions import VALIDATION, read_predictions
 from chestxray_vit.problems import InputError, reported
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "--thumbnails",
         type=Path,
         metavar="DIR",
-        help="show the worst mistakes' images, whose names are relative to DIR: they are patients' data",
+        help="show the worst mistakes' images, of this ingested release or folder: they are patients' data",
     )
     return result
 
@@ -76,7 +77,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             options=Options(args.interval, args.prevalence),
         )
         print(to_text(results))
-        pictures = None if args.thumbnails is None else thumbnails(args.thumbnails, mistaken_images(results))
+        pictures = (
+            None if args.thumbnails is None else thumbnails(_images_dir(args.thumbnails), mistaken_images(results))
+        )
         for path in write_results(results, output_dir, pictures):
             print(f"wrote {path}")
     return 0
@@ -86,7 +89,15 @@ def _check(args: argparse.Namespace) -> None:
     if args.prevalence is not None and not 0 <= args.prevalence <= 1:
         raise InputError(f"--prevalence is {args.prevalence}, expected a share from 0 to 1.")
     if args.thumbnails is not None and not args.thumbnails.is_dir():
-        raise InputError(f"--thumbnails: {args.thumbnails} is not a folder. Name the one that holds metadata.jsonl.")
+        raise InputError(f"--thumbnails: {args.thumbnails} is not a folder. Name the ingested release.")
+
+
+def _images_dir(folder: Path) -> Path:
+    """Return the folder that file names are relative to: beside the release's metadata, or without one this folder."""
+    try:
+        return find_metadata(folder).parent
+    except InputError:
+        return folder
 
 
 def _check_outputs(inputs: Sequence[Optional[Path]], output_dir: Path) -> None:

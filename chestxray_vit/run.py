@@ -16,10 +16,10 @@ from typing import Any, Dict, List, Optional
 
 from chestxray_vit.card import CARD, CONFIG, model_card
 from chestxray_vit.files import ASIDE_RUN, sha256, write_json, write_text
+from chestxray_vit.metadata import METADATA, find_metadata
 from chestxray_vit.phantom import is_drawn
 from chestxray_vit.problems import InputError
 from chestxray_vit.thresholds import FILE as THRESHOLDS
-from chestxray_vit.xrays import METADATA, find_metadata
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,8 @@ import torch
 from PIL import Image
 
 from chestxray_vit.grey import read_grey
-from chestxray_vit.metadata import PART, read_metadata
+from chestxray_vit.metadata import PART, find_metadata, read_metadata
 from chestxray_vit.problems import InputError
-
-METADATA = "metadata.jsonl"
 
 
 def load_xrays(dataset_dir: str | Path, split: Optional[str] = None) -> datasets.Dataset:
@@ -55,25 +53,6 @@ def load_xrays(dataset_dir: str | Path, split: Optional[str] = None) -> datasets
     # of the table as it is mapped; `datasets` would take it into memory to make one of its own
     fingerprint = datasets.fingerprint.Hasher.hash_bytes(buffers)
     return datasets.Dataset(table, datasets.DatasetInfo(features=features), fingerprint=fingerprint)
-
-
-def find_metadata(dataset_dir: str | Path) -> Path:
-    """Return the metadata.jsonl of an ingested release: in its folder, or beside the images in `images/`.
-
-    Where `images/` is a link, the metadata beside the images may be another's: that in the folder is taken.
-
-    Raises:
-        InputError: there is none, or one in each.
-    """
-    places = [Path(dataset_dir, METADATA), Path(dataset_dir, "images", METADATA)]
-    found = [path for path in places if path.is_file()]
-    if not found:
-        raise InputError(
-            f"{places[0]} and {places[1]}: no such file. First: python -m chestxray_vit.ingest {dataset_dir}"
-        )
-    if len(found) > 1 and not places[1].parent.is_symlink():
-        raise InputError(f"{found[0]} and {found[1]} are both there. Name the folder of one, or remove the older.")
-    return found[0]
 
 
 class Preprocess:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from chestxray_vit import ingest
+from chestxray_vit.localisation import Case, score_map, summarise
 from chestxray_vit.predictions import Predictions, write_predictions
 from chestxray_vit.report import main
 from chestxray_vit.results import OUTPUTS
+from tests.conftest import MINI_ROWS
 
 
 def write_run(path, seed, num_images=60):
@@ -49,6 +53,35 @@ def test_report_compares_two_runs(tmp_path, capsys):
     assert results["comparison"]["macro"]["auc_a"] == results["macro"]["auc"]
     assert [source["file_name"] for source in results["source"]] == ["a.csv", "b.csv"]
     assert f"{results['comparison']['macro']['difference']:+.3f}" in capsys.readouterr().out
+
+
+def test_the_page_takes_the_score_on_boxes_in(tmp_path):
+    hit = score_map(np.eye(8)[:1].repeat(8, axis=0), np.array([[0.0, 0, 128, 1024]]))
+    score = summarise([Case("Mass", "a.png", "1", 1, hit)], ["Mass", "Nodule"], "gradient")
+    (tmp_path / "localisation.json").write_text(json.dumps(score))
+    path = write_run(tmp_path / "predictions.csv", seed=1)
+    assert main([str(path), "--localisation", str(tmp_path / "localisation.json")]) == 0
+    page = (tmp_path / "auc.html").read_text()
+    body = page[page.index('id="localisation"') :].partition("<tbody>")[2].partition("</tbody>")[0]
+    rows = body.split("</tr>")[:-1]
+    cells = [[re.sub("<.*?>", " ", cell).strip() for cell in re.findall("<td.*?</td>", row)] for row in rows]
+    assert cells[0][:3] == ["1", "1", "100.0 %  20.7 % to 100.0 %"]  # Wilson of 1 of 1
+    assert cells[1] == ["0", "0", "no boxed image here"]
+    assert cells[2] == cells[0]
+
+
+def test_thumbnails_are_found_in_a_release_and_in_a_folder(mini_release, tmp_path):
+    path = write_run(tmp_path / "predictions.csv", seed=1, num_images=4)
+    lines = path.read_text().splitlines()
+    names = [row.partition(",")[0] for row in MINI_ROWS[:4]]
+    path.write_text("\n".join([lines[0], *(name + line[8:] for name, line in zip(names, lines[1:]))]) + "\n")
+    assert ingest.main([str(mini_release)]) == 0
+    pages = []
+    for folder in (mini_release, mini_release / "images"):
+        assert main([str(path), "--thumbnails", str(folder)]) == 0
+        pages.append((tmp_path / "auc.html").read_text())
+    assert pages[0] == pages[1]
+    assert pages[0].count('<img src="data:image/jpeg') > 4
 
 
 def test_wrong_input_is_told_without_a_traceback(tmp_path, capsys):

@@ -18,11 +18,11 @@ transformers = pytest.importorskip("transformers")
 from chestxray_vit import xrays as xrays_module
 from chestxray_vit.findings import FINDINGS
 from chestxray_vit.ingest import main as ingest
+from chestxray_vit.metadata import find_metadata
 from chestxray_vit.problems import InputError
 from chestxray_vit.xrays import (
     Preprocess,
     collate,
-    find_metadata,
     load_xrays,
     names_of,
     preprocessed,
