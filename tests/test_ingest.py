@@ -655,8 +655,8 @@ def test_a_report_that_cannot_be_written(mini_release, capsys):
     printed, told = capsys.readouterr()
     assert printed == ""
     assert told == (
-        f"error: {mini_release}/images/ingest_report.json: cannot be written: Is a directory. "
-        "Make it writable, or name --output.\n"
+        f"error: {mini_release}/images/ingest_report.json: cannot be written to: "
+        "a folder of that name is there. Move it away.\n"
     )
     assert [path.name for path in (mini_release / "images").glob(".*")] == []
 
