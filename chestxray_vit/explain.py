@@ -68,7 +68,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     unreadable: List[str] = []
     with told_of_no_memory(1, "end other programs, or explain on another machine"):
         if args.boxes:
-            score_boxes(args, unreadable)
+            with claimed(args.output_dir, (OUTPUT,)):
+                score_boxes(args, unreadable)
         else:
             show_images(args, unreadable)
     for problem in unreadable:
@@ -201,8 +202,7 @@ def score_boxes(args: argparse.Namespace, unreadable: List[str]) -> None:
         **localisation.summarise(cases, findings, args.method, phantom.is_drawn(args.dataset_dir)),
     }
     _print_boxes(results)
-    with claimed(args.output_dir, (OUTPUT,)):
-        write_json(args.output_dir / OUTPUT, results)
+    write_json(args.output_dir / OUTPUT, results)
     print(f"wrote {args.output_dir / OUTPUT}")
 
 
