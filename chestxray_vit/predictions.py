@@ -12,6 +12,7 @@ import logging
 import math
 from array import array
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
@@ -139,12 +140,12 @@ def read_predictions(path: PathLike) -> Predictions:
 def _read_rows(rows: Iterator[List[str]], problems: Problems) -> Predictions:
     header = next(rows, [])
     _check_header(header, problems)
-    place = {column: header.index(column) for column in COLUMNS}
-    targets_of = [(column, place[column]) for column in TARGET_COLUMNS]
-    scores_of = [(column, place[column]) for column in SCORE_COLUMNS]
-    numbers_of = [place[column] for column in (*TARGET_COLUMNS, *SCORE_COLUMNS)]
+    about_of, targets_of, scores_of, numbers_of = (
+        itemgetter(*map(header.index, columns))
+        for columns in (COLUMNS[:5], TARGET_COLUMNS, SCORE_COLUMNS, (*TARGET_COLUMNS, *SCORE_COLUMNS))
+    )
     file_names, patient_ids, ages, sexes, views = [], [], [], [], []
-    targets, scores = array("b"), array("d")  # 200,000 rows of Python floats would take half a gigabyte
+    numbers = array("d")  # targets and scores, row by row: as Python floats 200,000 would take half a gigabyte
     line_of: Dict[str, int] = {}
     for row in filter(None, rows):  # without empty lines
         line = rows.line_num
@@ -153,7 +154,7 @@ def _read_rows(rows: Iterator[List[str]], problems: Problems) -> Predictions:
                 f"a row without {len(header)} fields", f"line {line} has {len(row)}", "A comma too many or few?"
             )
             continue
-        name, patient, age, sex, view = (row[place[column]] for column in COLUMNS[:5])
+        name, patient, age, sex, view = about_of(row)
         if not name.strip():
             problems.add("file_name is empty", f"line {line}", "Name the image.")
         elif line_of.setdefault(name, line) != line:
@@ -167,26 +168,26 @@ def _read_rows(rows: Iterator[List[str]], problems: Problems) -> Predictions:
         ages.append(_read_age(age, line, problems))
         sexes.append(sex)
         views.append(view)
-        numbers = _sound_numbers(row, numbers_of)
-        if numbers:
-            targets.extend(map(int, numbers[: len(FINDINGS)]))
-            scores.extend(numbers[len(FINDINGS) :])
+        sound = _sound_numbers(numbers_of(row))
+        if sound:
+            numbers.extend(sound)
             continue
-        targets.extend([_read_target(row[at], line, column, problems) for column, at in targets_of])
-        scores.extend([_read_score(row[at], line, column, problems) for column, at in scores_of])
+        for column, text in zip(TARGET_COLUMNS, targets_of(row)):
+            numbers.append(_read_target(text, line, column, problems))
+        for column, text in zip(SCORE_COLUMNS, scores_of(row)):
+            numbers.append(_read_score(text, line, column, problems))
     if not file_names and not problems:
         problems.add("no image", "found a header and no row, expected a row an image", REMEDY)
     problems.raise_if_any()
-    shape = (len(file_names), len(FINDINGS))
-    targets_NL = np.array(targets, dtype=np.int64).reshape(shape)
-    scores_NL = np.array(scores, dtype=np.float64).reshape(shape)
+    numbers_N2L = np.array(numbers).reshape(len(file_names), 2 * len(FINDINGS))
+    targets_NL, scores_NL = numbers_N2L[:, : len(FINDINGS)].astype(np.int64), numbers_N2L[:, len(FINDINGS) :].copy()
     return Predictions(file_names, patient_ids, ages, sexes, views, targets_NL, scores_NL)
 
 
-def _sound_numbers(row: List[str], places: Sequence[int]) -> Optional[List[float]]:
+def _sound_numbers(texts: Sequence[str]) -> Optional[List[float]]:
     """Return a row's targets and scores, or None if one is wrong: most rows are right, and asked all at once."""
     try:
-        numbers = [float(row[at]) for at in places]
+        numbers = list(map(float, texts))
     except ValueError:
         return None
     in_range = min(numbers) >= 0 and max(numbers) <= 1 and not math.isnan(sum(numbers))
