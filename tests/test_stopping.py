@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from chestxray_vit import run as run_folder
 from chestxray_vit import stopping, train
 from chestxray_vit.files import claimed
-from chestxray_vit.problems import InputError, Stopped, obeying, reported
+from chestxray_vit.problems import LOADERS_GRACE, InputError, Stopped, obeying, reported
 from chestxray_vit.trainer import RestoringTrainer
 from tests.training import TINY, TINY_VIT, history, trained
 
@@ -155,6 +155,19 @@ def test_a_signal_reaches_a_process_and_its_loaders(workers, number, undisturbed
     assert "Traceback" not in told
     resumed = [str(word) for word in (*more, "--resume_from_checkpoint", "last")]
     assert same_run(trained(phantom_dataset, run, *resumed), undisturbed["steps"])
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 0), (signal.SIGTERM, 1)])
+def test_a_forked_process_leaves_signals_to_its_parent(number, code):
+    """A loader gets what a terminal sends to all. After SIGTERM an alarm ends it, should its parent not."""
+    told = []
+    with obeying(told.append):
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), number)
+            os._exit(9 if told else int(0 < signal.alarm(0) <= LOADERS_GRACE))
+        assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == code
+    assert told == []
 
 
 def test_the_second_signal_leaves_at_once(phantom_dataset, tmp_path):
