@@ -159,11 +159,13 @@ def _report(
         summary = _write(
             run_dir, own, {file_of[name]: table for name, table in tables.items()}, command, dict(zip(names, asides))
         )
+        if VALIDATION not in names:
+            # an earlier evaluation's does not belong to these predictions, and goes before they come
+            with contextlib.suppress(FileNotFoundError):
+                (output_dir / VALIDATION).unlink()
     if VALIDATION in names:
         thresholds.write_thresholds(run_dir / thresholds.FILE, tables["validation"], output_dir / VALIDATION)
         paths.append(run_dir / thresholds.FILE)
-    elif (output_dir / VALIDATION).is_file():
-        (output_dir / VALIDATION).unlink()  # an earlier evaluation's: it does not belong to these predictions
     if own.split == "test" and card.write_card(run_dir, summary):
         paths.append(run_dir / card.CARD)
     for path in paths:
