@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Optional, Sequence
 
-from chestxray_vit import phantom
-from chestxray_vit.files import LOCK, claimed, write_text
-from chestxray_vit.problems import InputError, reported
+from chestxray_vit.data.synthetic import release as phantom
+from chestxray_vit.errors import InputError, cli_main
+from chestxray_vit.storage.atomic import LOCK, folder_lock, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +43,13 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-@reported
+@cli_main
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the stage."""
     args = parser().parse_args(argv)
     start = time.monotonic()
     _check(args.output_dir)
-    with claimed(args.output_dir, (MARKER,)):
+    with folder_lock(args.output_dir, (MARKER,)):
         _make_room(args.output_dir)
         _show(args)
     print(

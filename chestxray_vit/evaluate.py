@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any, ContextManager, Dict, Optional, Sequence
 
-from chestxray_vit import flags
-from chestxray_vit.predictions import VALIDATION
-from chestxray_vit.problems import InputError, reported, told_of_no_memory
+from chestxray_vit.artifacts.predictions import VALIDATION
+from chestxray_vit.errors import InputError, cli_main, explain_out_of_memory
+from chestxray_vit.training import arguments as flags
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class EvaluateFlags:
     )
 
 
-@reported
+@cli_main
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the stage."""
     (own, ipu_flags), given, run_dir = flags.parse(
@@ -89,7 +89,12 @@ def evaluate(
     Raises:
         InputError: whatever of the input the user can mend.
     """
-    from chestxray_vit import backend, ipu_config, model, pixels, processes, xrays
+    from chestxray_vit.data import cached_dataset as pixels
+    from chestxray_vit.data import dataset as xrays
+    from chestxray_vit.models import vit as model
+    from chestxray_vit.pipeline import ipu_config
+    from chestxray_vit.training import distributed as processes
+    from chestxray_vit.training.engines import choose as backend
 
     device = backend.pick_device(own.device)
     vit, processor = model.load_model(run_dir)
@@ -110,15 +115,15 @@ def evaluate(
     args = backend.training_arguments(given, device, ipu_flags)
     own_config = Path(run_dir) / ipu_config.FILE
     config = backend.ipu_config_for(ipu_flags, device, str(own_config) if own_config.is_file() else ipu_config.DEFAULT)
-    front = None if cache is None else pixels.Front(preprocess)
-    trainer = backend.make_trainer(vit, processor, args, config=config, front=front)
+    to_pixel_values = None if cache is None else pixels.GreyToPixelValues(preprocess)
+    trainer = backend.make_trainer(vit, processor, args, config=config, to_pixel_values=to_pixel_values)
     tables = {}
     with _claim(output_dir):
-        for name, view in pixels.views_of(splits, preprocess, cache).items():
+        for name, view in pixels.model_inputs(splits, preprocess, cache).items():
             if processes.is_main_process():
                 logger.info("%s: scoring %s %s images", device, f"{len(view):,}", name)
             targets_NL = xrays.targets_of(splits[name])
-            with told_of_no_memory(args.eval_batch_size, "lower --per_device_eval_batch_size"):
+            with explain_out_of_memory(args.eval_batch_size, "lower --per_device_eval_batch_size"):
                 logits_NL = backend.predict_logits(trainer, view, targets_NL)
             tables[name] = _predictions(splits[name], targets_NL[:, :14], logits_NL[:, :14])
         if processes.is_main_process():
@@ -128,15 +133,18 @@ def evaluate(
 
 def _claim(output_dir: str) -> ContextManager[None]:
     """Return the claim of the report's folder; the main process holds it for all."""
-    from chestxray_vit import files, origin, processes, results
+    from chestxray_vit.artifacts import evaluation as provenance
+    from chestxray_vit.reporting import summary as results
+    from chestxray_vit.storage import atomic as files
+    from chestxray_vit.training import distributed as processes
 
-    names = (PREDICTIONS, VALIDATION, origin.FILE, *results.OUTPUTS)
-    return files.claimed(output_dir, names) if processes.is_main_process() else contextlib.nullcontext()
+    names = (PREDICTIONS, VALIDATION, provenance.FILE, *results.OUTPUTS)
+    return files.folder_lock(output_dir, names) if processes.is_main_process() else contextlib.nullcontext()
 
 
 def _splits(own: EvaluateFlags) -> Dict[str, Any]:
     """Return the split to score and, unless that is it or there is none, the validation split."""
-    from chestxray_vit import xrays
+    from chestxray_vit.data import dataset as xrays
 
     splits = {own.split: xrays.load_xrays(own.dataset_dir, own.split)}
     if own.split != "validation" and "validation" in xrays.load_xrays(own.dataset_dir).unique("split"):
@@ -148,14 +156,16 @@ def _report(
     run_dir: Path, own: EvaluateFlags, output_dir: Path, tables: Dict[str, Any], command: Sequence[str]
 ) -> None:
     """Write predictions, where they come from and the report, all or none; then the model's thresholds and card."""
-    from chestxray_vit import card, results, thresholds
-    from chestxray_vit.files import written_together
-    from chestxray_vit.origin import FILE
+    from chestxray_vit.artifacts import thresholds
+    from chestxray_vit.artifacts.evaluation import FILE
+    from chestxray_vit.reporting import model_card as card
+    from chestxray_vit.reporting import summary as results
+    from chestxray_vit.storage.atomic import atomic_write_many
 
     file_of = {name: PREDICTIONS if name == own.split else VALIDATION for name in tables}
     names = [*file_of.values(), FILE, *results.OUTPUTS]
     paths = [output_dir / name for name in names]
-    with written_together(paths) as asides:
+    with atomic_write_many(paths) as asides:
         summary = _write(
             run_dir, own, {file_of[name]: table for name, table in tables.items()}, command, dict(zip(names, asides))
         )
@@ -179,21 +189,26 @@ def _write(
     command: Sequence[str],
     path_of: Dict[str, Path],
 ) -> Dict[str, Any]:
-    """Write predictions, origin and report to the path of each, by its name, and return the report's numbers."""
-    from chestxray_vit import backend, faces, phantom, results
-    from chestxray_vit.metadata import find_metadata
-    from chestxray_vit.origin import FILE, origin, source_of, write_origin
-    from chestxray_vit.predictions import write_predictions
-    from chestxray_vit.thumbnails import thumbnails
+    """Write predictions, provenance and report to the path of each, by its name, and return the report's numbers."""
+    from chestxray_vit.artifacts.evaluation import FILE, provenance, source_of, write_provenance
+    from chestxray_vit.artifacts.metadata import find_metadata
+    from chestxray_vit.artifacts.predictions import write_predictions
+    from chestxray_vit.data.synthetic import release as phantom
+    from chestxray_vit.images.thumbnails import thumbnails
+    from chestxray_vit.reporting import summary as results
+    from chestxray_vit.reporting.render import text as renderers
+    from chestxray_vit.training.engines import choose as backend
 
     for name, table in tables.items():
         write_predictions(path_of[name], table)
-    metadata, drawn = find_metadata(own.dataset_dir), phantom.is_drawn(own.dataset_dir)
-    where = origin(path_of[PREDICTIONS], own.split, drawn, command, backend.versions(), run_dir, metadata)
-    write_origin(path_of[FILE], where)
+    metadata, drawn = find_metadata(own.dataset_dir), phantom.is_synthetic(own.dataset_dir)
+    where = provenance(path_of[PREDICTIONS], own.split, drawn, command, backend.versions(), run_dir, metadata)
+    write_provenance(path_of[FILE], where)
     source = source_of(path_of[PREDICTIONS])._replace(file_name=PREDICTIONS)
-    summary = results.summarise(tables[PREDICTIONS], source=[source], validation=tables.get(VALIDATION), origin=where)
-    print(faces.to_text(summary))
+    summary = results.build_report(
+        tables[PREDICTIONS], source=[source], validation=tables.get(VALIDATION), provenance=where
+    )
+    print(renderers.to_text(summary))
     pictures = thumbnails(metadata.parent, results.mistaken_images(summary)) if own.thumbnails else None
     for name, text in results.texts(summary, pictures).items():
         path_of[name].write_bytes(text.encode("utf-8"))
@@ -202,7 +217,7 @@ def _write(
 
 def _predictions(dataset, targets_NL, logits_NL):
     """Return the table of a split's targets and scores."""
-    from chestxray_vit.predictions import Predictions, probabilities
+    from chestxray_vit.artifacts.predictions import Predictions, probabilities
 
     about = dataset.remove_columns(["image", "labels"]).to_dict()
     return Predictions(

@@ -19,15 +19,17 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
-from chestxray_vit import __version__, localisation, phantom
-from chestxray_vit.boxes import Box, by_case, count_used, read_boxes
-from chestxray_vit.files import claimed, sha256, write_bytes, write_json
-from chestxray_vit.findings import FINDINGS
-from chestxray_vit.grey import read_grey
-from chestxray_vit.images import find_images
-from chestxray_vit.metadata import find_metadata
-from chestxray_vit.overlay import overlay
-from chestxray_vit.problems import SHOWN, InputError, reported, told_of_no_memory
+from chestxray_vit import __version__
+from chestxray_vit.artifacts.metadata import find_metadata
+from chestxray_vit.data.readers.nih_boxes import Box, by_case, count_used, read_boxes
+from chestxray_vit.data.synthetic import release as phantom
+from chestxray_vit.errors import SHOWN, InputError, cli_main, explain_out_of_memory
+from chestxray_vit.images.decode import read_grey
+from chestxray_vit.images.files import find_images
+from chestxray_vit.labels import FINDINGS
+from chestxray_vit.saliency import localisation
+from chestxray_vit.saliency.overlay import overlay
+from chestxray_vit.storage.atomic import folder_lock, sha256, write_bytes, write_json
 
 OUTPUT = "localisation.json"
 
@@ -59,16 +61,16 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-@reported
+@cli_main
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the stage."""
     args = parser().parse_intermixed_args(argv)  # else images after a flag are not taken
     args.output_dir = args.output_dir or args.run / "explain"
     _check(args)
     unreadable: List[str] = []
-    with told_of_no_memory(1, "end other programs, or explain on another machine"):
+    with explain_out_of_memory(1, "end other programs, or explain on another machine"):
         if args.boxes:
-            with claimed(args.output_dir, (OUTPUT,)):
+            with folder_lock(args.output_dir, (OUTPUT,)):
                 score_boxes(args, unreadable)
         else:
             show_images(args, unreadable)
@@ -100,7 +102,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _open_run(args: argparse.Namespace) -> Tuple[Any, Any, str]:
     """Return the model in evaluation on its device, its preprocessing, and the device."""
-    from chestxray_vit import backend, model, xrays  # only here: they load torch
+    from chestxray_vit.data import dataset as xrays  # only here: they load torch
+    from chestxray_vit.models import vit as model
+    from chestxray_vit.training.engines import choose as backend
 
     device = backend.pick_device(args.device, with_ipu=False)
     vit, processor = model.load_model(args.run)
@@ -131,10 +135,10 @@ def show_images(args: argparse.Namespace, unreadable: List[str]) -> None:
     paths = find_images(args.images)
     _check_outputs(args.images, paths, args.output_dir)
     vit, preprocess, device = _open_run(args)
-    from chestxray_vit.attention import maps_of_image
+    from chestxray_vit.saliency.attention_maps import maps_of_image
 
     wanted = None if args.finding is None else [FINDINGS.index(name) for name in args.finding]
-    with claimed(args.output_dir, ()):
+    with folder_lock(args.output_dir, ()):
         for path, name in zip(tqdm(paths, desc="explain", unit="image", delay=2, leave=False), overlay_names(paths)):
             image = _read(path, unreadable)
             if image is None:
@@ -199,7 +203,7 @@ def score_boxes(args: argparse.Namespace, unreadable: List[str]) -> None:
         "dataset": args.dataset_dir.resolve().name,
         "boxes": about,
         "num_images_by_split": dict(sorted(Counter(rows[name].split for name in used).items())),
-        **localisation.summarise(cases, findings, args.method, phantom.is_drawn(args.dataset_dir)),
+        **localisation.localisation_report(cases, findings, args.method, phantom.is_synthetic(args.dataset_dir)),
     }
     _print_boxes(results)
     write_json(args.output_dir / OUTPUT, results)
@@ -217,7 +221,7 @@ class _Row:
 
 def _rows_of(dataset_dir: Path) -> Dict[str, _Row]:
     """Return the data set's images by their names without a folder."""
-    from chestxray_vit import xrays
+    from chestxray_vit.data import dataset as xrays
 
     root = find_metadata(dataset_dir).parent
     columns = xrays.load_xrays(dataset_dir).select_columns(["file_name", "patient_id", "split"])[:]
@@ -236,7 +240,7 @@ def _score_cases(
     from tqdm import tqdm
 
     vit, preprocess, device = _open_run(args)
-    from chestxray_vit.attention import BATCH, heat_maps
+    from chestxray_vit.saliency.attention_maps import BATCH, heat_maps
 
     cases: List[localisation.Case] = []
     progress = tqdm(total=len(jobs), desc="score", unit="map", delay=2, leave=False)

@@ -19,11 +19,14 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from chestxray_vit import __version__, archives, nih, split
-from chestxray_vit.files import claimed, sha256, write_bytes, write_json, written_together
-from chestxray_vit.findings import label_names
-from chestxray_vit.metadata import METADATA
-from chestxray_vit.problems import InputError, Problems, reported
+from chestxray_vit import __version__
+from chestxray_vit.artifacts.metadata import METADATA
+from chestxray_vit.data import split
+from chestxray_vit.data.readers import nih
+from chestxray_vit.data.readers import nih_archives as archives
+from chestxray_vit.errors import InputError, Problems, cli_main
+from chestxray_vit.labels import label_names
+from chestxray_vit.storage.atomic import atomic_write_many, folder_lock, sha256, write_bytes, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-@reported
+@cli_main
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the stage."""
     args = parser().parse_args(argv)
@@ -108,7 +111,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     found = archives.find_images(args.dataset_dir, args.images)
     output = args.output or _default_folder(args, found) / METADATA
     _check_output(output, (csv_path, *list_paths))
-    with claimed(output.parent, (output.name, REPORT), "--output"):
+    with folder_lock(output.parent, (output.name, REPORT), "--output"):
         _ingest(args, (csv_path, *list_paths), entries, found, output)
     return 0
 
@@ -291,7 +294,7 @@ def _default_folder(args: argparse.Namespace, found: Dict[Path, List[str]]) -> P
 def _write(output: Path, content: memoryview, report: Dict[str, Any]) -> None:
     """Write the metadata and its report: killed at any moment, it leaves no report of other metadata."""
     try:
-        with written_together((output, output.parent / REPORT)) as (metadata_aside, report_aside):
+        with atomic_write_many((output, output.parent / REPORT)) as (metadata_aside, report_aside):
             write_bytes(metadata_aside, content)
             write_json(report_aside, report)
     except OSError as error:
@@ -303,7 +306,7 @@ def _write(output: Path, content: memoryview, report: Dict[str, Any]) -> None:
 
 def _cache(output: Path, size: int) -> Path:
     """Build the pixel cache of what was ingested, in its usual place, and return its folder."""
-    from chestxray_vit.cache import build_cache, default_cache_dir
+    from chestxray_vit.data.pixel_cache.cache import build_cache, default_cache_dir
 
     names = [json.loads(line)["file_name"] for line in output.read_text(encoding="utf-8").splitlines()]
     return build_cache(output.parent, names, (size, size), BILINEAR, default_cache_dir(output.parent)).folder

@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple
 
-from chestxray_vit import ipu_config
-from chestxray_vit.findings import FINDINGS
-from chestxray_vit.pipeline import ESTIMATE, StagePlan, balance, imbalance_of
-from chestxray_vit.problems import InputError, reported
-from chestxray_vit.schedule import DRAWN, SCHEDULES, bubble_of, draw_schedule, simulate
-from chestxray_vit.shape import Shape
+from chestxray_vit.errors import InputError, cli_main
+from chestxray_vit.labels import FINDINGS
+from chestxray_vit.models.vit_size import ViTSize
+from chestxray_vit.pipeline import ipu_config
+from chestxray_vit.pipeline.schedule import DRAWN, SCHEDULES, bubble_of, draw_schedule, simulate
+from chestxray_vit.pipeline.stage_plan import ESTIMATE, StagePlan, balance, imbalance_of
 
 SIZES = "image_size patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size".split()
 NAMES = {"1f1b": "1F1B", "gpipe": "GPipe"}
@@ -45,7 +45,12 @@ def parser() -> argparse.ArgumentParser:
     add("--ipu_config_overrides", metavar="S", help='such as "gradient_accumulation_steps=64,layers_per_ipu=[2 4 4 2]"')
     add("--fp32", action="store_true", help="float32 in place of float16")
     for name in SIZES:
-        add(f"--{name}", type=int, metavar="N", help=f"of a ViT trained from scratch (default: {getattr(Shape, name)})")
+        add(
+            f"--{name}",
+            type=int,
+            metavar="N",
+            help=f"of a ViT trained from scratch (default: {getattr(ViTSize, name)})",
+        )
     add("--json", action="store_true", help="print all of it as JSON, in bytes and FLOPs")
     add("--schedule", choices=SCHEDULES, default="1f1b", help="order of the passes in the picture (default: 1f1b)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="engine of --check (default: cpu)")
@@ -56,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-@reported
+@cli_main
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the stage."""
     args = parser().parse_args(argv)
@@ -79,19 +84,19 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace, config: Dict[str, Any], shape: Shape) -> int:
-    from chestxray_vit import check  # only here: it loads torch
+def _check(args: argparse.Namespace, config: Dict[str, Any], shape: ViTSize) -> int:
+    from chestxray_vit.pipeline import equivalence as check  # only here: it loads torch
 
     return check.check(
         config, shape, micro_batch_size=args.micro_batch_size, device=args.device, schedule=args.schedule
     )
 
 
-def _shape(args: argparse.Namespace) -> Shape:
+def _shape(args: argparse.Namespace) -> ViTSize:
     """Return the shape of the checkpoint, or that of the size flags."""
     sizes = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
     if not args.model_name_or_path:
-        return Shape(**sizes)
+        return ViTSize(**sizes)
     if sizes:
         raise InputError(
             f"--model_name_or_path {args.model_name_or_path} has a size of its own: leave out --{next(iter(sizes))}."
@@ -109,12 +114,12 @@ def _shape(args: argparse.Namespace) -> Shape:
         raise InputError(
             f"{args.model_name_or_path}: the architecture is {config.model_type!r}, expected a ViT ('vit')."
         )
-    shape = Shape.of(config)
+    shape = ViTSize.of(config)
     ours = config.problem_type == "multi_label_classification"  # any other gets a new head
     return shape if ours else replace(shape, num_labels=len(FINDINGS))
 
 
-def _balanced(config: Dict[str, Any], shape: Shape, num_stages: int, as_json: bool) -> str:
+def _balanced(config: Dict[str, Any], shape: ViTSize, num_stages: int, as_json: bool) -> str:
     """Return the balanced layers, the fragment for ipu_config.json, and the imbalance before and after.
 
     A configuration whose layers are not the model's has no imbalance before; this is what mends it.

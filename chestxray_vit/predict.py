@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 from typing import Iterator, List, Optional, Sequence, Tuple
 
-from chestxray_vit.files import write_text
-from chestxray_vit.findings import FINDINGS, SEPARATOR
-from chestxray_vit.images import find_images
-from chestxray_vit.operating import RULE_NAMES, RULES, Table, decide
-from chestxray_vit.problems import InputError, reported, told_of_no_memory
-from chestxray_vit.thresholds import FILE as THRESHOLDS
-from chestxray_vit.thresholds import read_thresholds
+from chestxray_vit.artifacts.thresholds import FILE as THRESHOLDS
+from chestxray_vit.artifacts.thresholds import read_thresholds
+from chestxray_vit.errors import InputError, cli_main, explain_out_of_memory
+from chestxray_vit.images.files import find_images
+from chestxray_vit.labels import FINDINGS, SEPARATOR
+from chestxray_vit.metrics.operating_points import RULE_NAMES, RULES, Table, decide
+from chestxray_vit.storage.atomic import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-@reported
+@cli_main
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the stage."""
     args = parser().parse_args(argv)
@@ -61,7 +61,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     _check_output(args.output, paths)
     thresholds = _thresholds(Path(args.run), args.rule)
 
-    from chestxray_vit import backend, model  # only here: they load torch
+    from chestxray_vit.models import vit as model  # only here: they load torch
+    from chestxray_vit.training.engines import choose as backend
 
     device = backend.pick_device(args.device, with_ipu=False)
     vit, processor = model.load_model(args.run)
@@ -125,8 +126,8 @@ def score(
     import torch
     from tqdm import tqdm
 
-    from chestxray_vit.predictions import probabilities
-    from chestxray_vit.xrays import Preprocess, read_grey
+    from chestxray_vit.artifacts.predictions import probabilities
+    from chestxray_vit.data.dataset import Preprocess, read_grey
 
     preprocess = Preprocess(processor)
     vit = vit.to(device).eval()
@@ -140,7 +141,7 @@ def score(
             except InputError as error:
                 unreadable.append(str(error))
         if pixels:
-            with told_of_no_memory(
+            with explain_out_of_memory(
                 len(pixels), "end other programs, or score on another machine"
             ), torch.inference_mode():
                 logits_BL = vit(pixel_values=torch.stack(pixels).to(device)).logits.float().cpu().numpy()

@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-from chestxray_vit.faces import to_text
-from chestxray_vit.files import claimed
-from chestxray_vit.localisation import read_localisation
-from chestxray_vit.metadata import find_metadata
-from chestxray_vit.origin import read_origin, source_of
-from chestxray_vit.predictions import VALIDATION, read_predictions
-from chestxray_vit.problems import InputError, reported
-from chestxray_vit.results import INTERVALS, OUTPUTS, Options, mistaken_images, summarise, write_results
-from chestxray_vit.thumbnails import thumbnails
+from chestxray_vit.artifacts.evaluation import read_provenance, source_of
+from chestxray_vit.artifacts.metadata import find_metadata
+from chestxray_vit.artifacts.predictions import VALIDATION, read_predictions
+from chestxray_vit.errors import InputError, cli_main
+from chestxray_vit.images.thumbnails import thumbnails
+from chestxray_vit.reporting.render.text import to_text
+from chestxray_vit.reporting.summary import INTERVALS, OUTPUTS, Options, build_report, mistaken_images, write_results
+from chestxray_vit.saliency.localisation import read_localisation
+from chestxray_vit.storage.atomic import folder_lock
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-@reported
+@cli_main
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Print the AUC table of a predictions file and write the report."""
     args = parser().parse_args(argv)
@@ -66,13 +66,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     sources = [path for path in (args.predictions, args.compare) if path is not None]
     _check_outputs([*sources, *([validation] if validation else []), args.localisation], output_dir)
     runs = [read_predictions(path) for path in sources]
-    with claimed(output_dir, OUTPUTS):
-        results = summarise(
+    with folder_lock(output_dir, OUTPUTS):
+        results = build_report(
             runs[0],
             compare_with=runs[1] if len(runs) > 1 else None,
             source=[source_of(path) for path in sources],
             validation=None if validation is None else read_predictions(validation),
-            origin=read_origin(args.predictions),
+            provenance=read_provenance(args.predictions),
             localisation=None if args.localisation is None else read_localisation(args.localisation),
             options=Options(args.interval, args.prevalence),
         )

@@ -11,8 +11,8 @@ import logging
 import sys
 from typing import Any, ContextManager, Dict, List, Optional, Sequence, Tuple
 
-from chestxray_vit import flags
-from chestxray_vit.problems import InputError, reported
+from chestxray_vit.errors import InputError, cli_main
+from chestxray_vit.training import arguments as flags
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class TrainIPUFlags(flags.IPUFlags):
     )
 
 
-@reported
+@cli_main
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the stage."""
     (own, ipu_flags), given, _ = flags.parse(
@@ -144,9 +144,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _claim(output_dir: str) -> ContextManager[None]:
     """Return the claim of a run's folder; the main process holds it for all."""
-    from chestxray_vit import files, processes, run
+    from chestxray_vit.storage import atomic as files
+    from chestxray_vit.training import distributed as processes
+    from chestxray_vit.training import run_folder as run
 
-    return files.claimed(output_dir, run.NAMES) if processes.is_main_process() else contextlib.nullcontext()
+    return files.folder_lock(output_dir, run.NAMES) if processes.is_main_process() else contextlib.nullcontext()
 
 
 def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> Dict[str, float]:
@@ -161,9 +163,15 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
     """
     from transformers import set_seed
 
-    from chestxray_vit import backend, pixels, processes, run, stages, stopping, xrays
-    from chestxray_vit.augment import Augment
-    from chestxray_vit.shape import Shape
+    from chestxray_vit.data import cached_dataset as pixels
+    from chestxray_vit.data import dataset as xrays
+    from chestxray_vit.images.augment import Augment
+    from chestxray_vit.models.vit_size import ViTSize
+    from chestxray_vit.pipeline import stages
+    from chestxray_vit.training import distributed as processes
+    from chestxray_vit.training import interruption as stopping
+    from chestxray_vit.training import run_folder as run
+    from chestxray_vit.training.engines import choose as backend
 
     device = backend.pick_device(own.device)
     if own.augment and device == "ipu":
@@ -177,18 +185,18 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
 
     datasets, given = _open_splits(own.dataset_dir, given)
     config = _ipu_config(own, ipu_flags, given, device)
-    place = stages.take_place(config, device) if ipu_flags.pipeline else None
+    place = stages.init_stage_rank(config, device) if ipu_flags.pipeline else None
     batch = backend.settle_batch(given, device, own.global_batch_size, config, place)
     given = {**given, **batch.fields(), "resume_from_checkpoint": resume}
     args = backend.training_arguments(given, device, ipu_flags, place)
     set_seed(args.seed)
     model, processor = _build(own, resume, xrays.targets_of(datasets["train"]).shape[1])
-    num_parameters, shape = model.num_parameters(), Shape.of(model.config)  # now: a pipeline cuts the model
+    num_parameters, shape = model.num_parameters(), ViTSize.of(model.config)  # now: a pipeline cuts the model
     preprocess = xrays.Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
     cache = pixels.open_cache(own.dataset_dir, preprocess, own.cache_dir, own.allow_unreadable)
     datasets = {name: pixels.readable(dataset, cache) for name, dataset in datasets.items()}
     targets_NL = xrays.targets_of(datasets["train"])
-    views = pixels.views_of(datasets, preprocess, cache)
+    views = pixels.model_inputs(datasets, preprocess, cache)
     trainer = backend.make_trainer(
         model,
         processor,
@@ -199,7 +207,7 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
         config=config,
         place=place,
         schedule=ipu_flags.pipeline_schedule,
-        front=None if cache is None else pixels.Front(preprocess),
+        to_pixel_values=None if cache is None else pixels.GreyToPixelValues(preprocess),
     )
     trainer.augment = Augment() if own.augment else None
     if processes.is_main_process():
@@ -208,7 +216,9 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
         _announce(len(targets_NL), args, batch, device, config, num_parameters)
         for note in backend.notes(device, config, place, batch.at_a_time, shape, ipu_flags.fp32):
             logger.info("%s", note)
-    with processes.told_of_lost_ones(), stopping.told_of_mishaps(output_dir, batch.at_a_time, batch.total):
+    with processes.explain_lost_process(), stopping.explain_disk_and_memory_errors(
+        output_dir, batch.at_a_time, batch.total
+    ):
         with stopping.after_an_update(trainer):
             trainer.train(resume_from_checkpoint=resume)
         metrics = trainer.evaluate() if "validation" in views else {}
@@ -224,7 +234,7 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
             "versions": backend.versions(),
             "data": run.data_facts(own.dataset_dir, {name: len(dataset) for name, dataset in datasets.items()}),
         }
-        with stopping.told_of_mishaps(output_dir, batch.at_a_time, batch.total):
+        with stopping.explain_disk_and_memory_errors(output_dir, batch.at_a_time, batch.total):
             run.write_run(output_dir, trained, processor, trainer.state, facts, metrics, config)
         _tell_result(output_dir, own.dataset_dir, metrics)
     processes.leave()
@@ -233,7 +243,8 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
 
 def _open_splits(dataset_dir: str, given: Dict[str, Any]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """Return the training split and, if it is evaluated on, the validation split; and `given` without what lacks it."""
-    from chestxray_vit import backend, xrays
+    from chestxray_vit.data import dataset as xrays
+    from chestxray_vit.training.engines import choose as backend
 
     datasets = {"train": xrays.load_xrays(dataset_dir, "train")}
     if not backend.evaluates(given):
@@ -274,22 +285,23 @@ def _size_names() -> List[str]:
 
 def _build(own: TrainFlags, resume: Optional[str], num_labels: int):
     """Return the model and its processor: from the checkpoint to go on with, from scratch, or from a ViT."""
-    from chestxray_vit import model
-    from chestxray_vit.findings import FINDINGS, label_names
-    from chestxray_vit.shape import Shape
+    from chestxray_vit.labels import FINDINGS, label_names
+    from chestxray_vit.models import vit as model
+    from chestxray_vit.models.vit_size import ViTSize
 
     labels = label_names(include_no_finding=num_labels > len(FINDINGS))
     if resume:
         return model.load_model(resume)
     if own.from_scratch:
         sizes = {name: getattr(own, name) for name in _size_names() if getattr(own, name) is not None}
-        return model.build_from_scratch(Shape(**sizes), labels)
+        return model.build_from_scratch(ViTSize(**sizes), labels)
     return model.build_model(own.model_name_or_path, labels)
 
 
 def _ipu_config(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any], device: str):
     """Return the IPU configuration with the accumulation that the flags make of it, or None."""
-    from chestxray_vit import backend, ipu_config
+    from chestxray_vit.pipeline import ipu_config
+    from chestxray_vit.training.engines import choose as backend
 
     config = (backend.pipeline_config if ipu_flags.pipeline else backend.ipu_config_for)(ipu_flags, device)
     if config is None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from chestxray_vit import ingest
-from chestxray_vit.phantom import draw_release
+from chestxray_vit.data.synthetic.release import draw_release
 
 SHARED = Path(__file__).parents[2] / "shared"  # real files, beside the repository where there are any
 HEADER = (
@@ -58,13 +58,13 @@ def mini_release(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def phantom_release(tmp_path_factory):
+def synthetic_release(tmp_path_factory):
     """Return a folder with a phantom release, not ingested. Shared: never write into it."""
     return draw_release(tmp_path_factory.mktemp("phantom") / "release", num_patients=60, image_size=64, seed=1337)
 
 
 @pytest.fixture(scope="session")
-def phantom_dataset(tmp_path_factory):
+def synthetic_dataset(tmp_path_factory):
     """Return a folder with an ingested phantom release; train, validation and test hold images. Shared, as above."""
     folder = draw_release(tmp_path_factory.mktemp("phantom") / "dataset", num_patients=60, image_size=64, seed=1337)
     assert ingest.main([str(folder), "--split", "official", "--val_fraction", "0.2"]) == 0

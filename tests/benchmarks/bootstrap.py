@@ -7,7 +7,7 @@ from typing import List
 
 import numpy as np
 
-from chestxray_vit.findings import FINDINGS
+from chestxray_vit.labels import FINDINGS
 from tests.benchmarks.learning import PREVALENCES, TEST_IMAGES, TEST_PATIENTS
 from tests.benchmarks.measure import Result, interleave
 from tests.benchmarks.releases import FULL
@@ -20,7 +20,7 @@ def patient_bootstrap(scratch: Path, num_rows: int) -> List[Result]:
     """1,000 patient-bootstrap replicates of the 14 AUCs of a test list of NIH's size and prevalence."""
     from sklearn.metrics import roc_auc_score
 
-    from chestxray_vit.bootstrap import bootstrap, finding_intervals
+    from chestxray_vit.metrics.bootstrap import bootstrap, finding_intervals
 
     num_images = max(200, TEST_IMAGES * num_rows // FULL)
     num_patients = max(2, TEST_PATIENTS * num_images // TEST_IMAGES)

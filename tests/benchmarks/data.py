@@ -16,7 +16,7 @@ from typing import List, Tuple
 
 import numpy as np
 
-from chestxray_vit.findings import NO_FINDING, decode
+from chestxray_vit.labels import NO_FINDING, decode
 from tests.benchmarks import releases
 from tests.benchmarks.measure import Result, interleave
 from tests.benchmarks.reading import inflate
@@ -28,8 +28,9 @@ def ingest_in_process(scratch: Path, num_rows: int) -> List[Result]:
     """CSV to N-hot metadata.jsonl, against the tutorial's pandas route, which writes labels alone and no split."""
     import pandas
 
-    from chestxray_vit import ingest, nih
-    from chestxray_vit.files import write_bytes
+    from chestxray_vit import ingest
+    from chestxray_vit.data.readers import nih
+    from chestxray_vit.storage.atomic import write_bytes
 
     source = releases.write_tables(scratch / "release", num_rows)
     args = ingest.parser().parse_args([str(scratch / "release")])
@@ -94,7 +95,7 @@ def open_dataset(scratch: Path, num_rows: int) -> List[Result]:
     import datasets
 
     from chestxray_vit import ingest
-    from chestxray_vit.xrays import load_xrays
+    from chestxray_vit.data.dataset import load_xrays
 
     few = min(IMAGEFOLDER_ROWS, num_rows)
     source = releases.write_tables(scratch / "all", num_rows)
@@ -149,11 +150,11 @@ def preprocess(scratch: Path, num_rows: int) -> List[Result]:
     from PIL import Image
     from transformers import AutoImageProcessor
 
-    from chestxray_vit.model import build_from_scratch
-    from chestxray_vit.shape import Shape
-    from chestxray_vit.xrays import Preprocess, read_grey
+    from chestxray_vit.data.dataset import Preprocess, read_grey
+    from chestxray_vit.models.vit import build_from_scratch
+    from chestxray_vit.models.vit_size import ViTSize
 
-    small = Shape(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
+    small = ViTSize(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
     build_from_scratch(small)[1].save_pretrained(scratch / "vit")
     processor = AutoImageProcessor.from_pretrained(scratch / "vit")
     ours = Preprocess(processor)

@@ -19,9 +19,9 @@ def evaluate(scratch: Path, num_rows: int) -> List[Result]:
     import torch
     from transformers import Trainer
 
-    from chestxray_vit import backend
-    from chestxray_vit.model import build_from_scratch
-    from chestxray_vit.pixels import Front
+    from chestxray_vit.data.cached_dataset import GreyToPixelValues
+    from chestxray_vit.models.vit import build_from_scratch
+    from chestxray_vit.training.engines import choose as backend
 
     full = num_rows >= FULL
     vit, processor = build_from_scratch(_shape(full))
@@ -29,7 +29,7 @@ def evaluate(scratch: Path, num_rows: int) -> List[Result]:
     cached, _, preprocess, source = views(scratch, len(paths))
     args = _arguments(scratch)
     theirs = Trainer(model=vit, args=args)
-    ours = backend.make_trainer(vit, processor, args, front=Front(preprocess))
+    ours = backend.make_trainer(vit, processor, args, to_pixel_values=GreyToPixelValues(preprocess))
     images, targets_NL = _OnTheFly(paths, processor), np.zeros((len(paths), 14), np.float32)
     batches = torch.stack([row["pixel_values"] for row in images]).split(BATCH)
 
@@ -55,16 +55,16 @@ def evaluate(scratch: Path, num_rows: int) -> List[Result]:
 
 def _shape(full: bool) -> Any:
     """Return ViT-Ti/16, or a ViT that takes no time."""
-    from chestxray_vit.shape import Shape
+    from chestxray_vit.models.vit_size import ViTSize
 
     if full:
-        return Shape(hidden_size=192, num_attention_heads=3, intermediate_size=768)
-    return Shape(patch_size=32, hidden_size=24, num_hidden_layers=1, num_attention_heads=1, intermediate_size=24)
+        return ViTSize(hidden_size=192, num_attention_heads=3, intermediate_size=768)
+    return ViTSize(patch_size=32, hidden_size=24, num_hidden_layers=1, num_attention_heads=1, intermediate_size=24)
 
 
 def _arguments(scratch: Path) -> Any:
     """Return the arguments of both Trainers."""
-    from chestxray_vit import backend
+    from chestxray_vit.training.engines import choose as backend
 
     flags = {**backend.recipe(), **backend.no_training(), "output_dir": str(scratch / "run"), "disable_tqdm": True}
     return backend.training_arguments({**flags, "per_device_eval_batch_size": BATCH, "bf16": False}, "cpu")

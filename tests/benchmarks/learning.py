@@ -9,8 +9,8 @@ from typing import Any, Callable, Dict, List
 
 import numpy as np
 
-from chestxray_vit.findings import FINDINGS
-from chestxray_vit.shape import Shape
+from chestxray_vit.labels import FINDINGS
+from chestxray_vit.models.vit_size import ViTSize
 from tests.benchmarks import releases
 from tests.benchmarks.measure import Result, interleave
 from tests.benchmarks.releases import FULL
@@ -32,7 +32,7 @@ def auc_of_test_list(scratch: Path, num_rows: int) -> List[Result]:
     """The 14 AUCs of a test list of NIH's size and prevalence; and their variance by patient."""
     from sklearn.metrics import roc_auc_score
 
-    from chestxray_vit.auc import auc, obuchowski
+    from chestxray_vit.metrics.roc_auc import auc, obuchowski
 
     num_images = max(200, TEST_IMAGES * num_rows // FULL)
     rng = np.random.default_rng(1337)
@@ -78,12 +78,13 @@ def training_step(scratch: Path, num_rows: int) -> List[Result]:
     from torch.utils.data import DataLoader, RandomSampler
     from transformers import TrainerCallback
 
-    from chestxray_vit import backend, precision
-    from chestxray_vit.model import build_from_scratch
-    from chestxray_vit.xrays import collate
+    from chestxray_vit.data.dataset import collate
+    from chestxray_vit.models.vit import build_from_scratch
+    from chestxray_vit.training import precision
+    from chestxray_vit.training.engines import choose as backend
 
     full = num_rows >= FULL
-    size = Shape(224 if full else 32, 16, 3, 192, 12 if full else 1, 3, 768)  # ViT-Ti/16
+    size = ViTSize(224 if full else 32, 16, 3, 192, 12 if full else 1, 3, 768)  # ViT-Ti/16
     batch, num_steps, rate, seed = 8, 52 if full else 6, 1e-4, 1337  # two do not count: the first of each
     generator = torch.Generator().manual_seed(seed)
     rows = [
@@ -132,7 +133,7 @@ def training_step(scratch: Path, num_rows: int) -> List[Result]:
     times = {name: 1000 * statistics.median(values[1:]) for name, values in seconds.items()}
     work = f"update of {'ViT-Ti/16 at 224' if full else 'a tiny ViT'} on {batch} images, CPU, float32"
     against_bare = Result("step", work, "ms", times["package"], times["bare"], "bare PyTorch loop", at_least=0.97)
-    base = Shape() if full else Shape(32, 16, hidden_size=32, num_hidden_layers=1, num_attention_heads=1)
+    base = ViTSize() if full else ViTSize(32, 16, hidden_size=32, num_hidden_layers=1, num_attention_heads=1)
     name = "ViT-B/16 at 224" if full else "a tiny ViT"
     results = [against_bare]
     if precision.has_bf16("cpu"):
@@ -144,18 +145,19 @@ def training_step(scratch: Path, num_rows: int) -> List[Result]:
 
 def _flags(scratch: Path) -> Dict[str, Any]:
     """Return values of TrainingArguments' fields: the recipe's, without what is not an update."""
-    from chestxray_vit import backend
+    from chestxray_vit.training.engines import choose as backend
 
     quiet = {"save_strategy": "no", "disable_tqdm": True}
     return {**backend.recipe(), **backend.no_training(), "output_dir": str(scratch / "run"), **quiet}
 
 
-def _bfloat16_on_cpu(shape: Shape, name: str, batch: int) -> Result:
+def _bfloat16_on_cpu(shape: ViTSize, name: str, batch: int) -> Result:
     """One update in bfloat16, with the attention that goes with it, against float32."""
     import torch
 
-    from chestxray_vit import backend, precision
-    from chestxray_vit.model import build_from_scratch
+    from chestxray_vit.models.vit import build_from_scratch
+    from chestxray_vit.training import precision
+    from chestxray_vit.training.engines import choose as backend
 
     pixels, targets = torch.randn(batch, 3, shape.image_size, shape.image_size), torch.ones(batch, len(FINDINGS))
     ways = {}
@@ -183,16 +185,16 @@ def _update(model, optimizer, pixels, targets, half: bool) -> Callable[[], None]
     return update
 
 
-def _on_gpu(scratch: Path, shape: Shape, name: str, device: str) -> List[Result]:
+def _on_gpu(scratch: Path, shape: ViTSize, name: str, device: str) -> List[Result]:
     """Images a second of our Trainer, from the cache, against the plain one with the image processor on the fly."""
     import torch
     from transformers import Trainer, TrainingArguments
 
-    from chestxray_vit import backend
-    from chestxray_vit.cache import build_cache
-    from chestxray_vit.model import build_from_scratch
-    from chestxray_vit.pixels import CachedXrays, Front
-    from chestxray_vit.xrays import Preprocess, collate
+    from chestxray_vit.data.cached_dataset import CachedXrays, GreyToPixelValues
+    from chestxray_vit.data.dataset import Preprocess, collate
+    from chestxray_vit.data.pixel_cache.cache import build_cache
+    from chestxray_vit.models.vit import build_from_scratch
+    from chestxray_vit.training.engines import choose as backend
 
     model, processor = build_from_scratch(shape)
     processor.save_pretrained(scratch / "vit")
@@ -209,7 +211,7 @@ def _on_gpu(scratch: Path, shape: Shape, name: str, device: str) -> List[Result]
         processor,
         backend.training_arguments(flags, device),
         CachedXrays(_unlabelled(names), cache),
-        front=Front(preprocess),
+        to_pixel_values=GreyToPixelValues(preprocess),
     )
     plain = TrainingArguments(
         str(scratch / "plain"), bf16=ours.args.bf16, max_steps=num_theirs + 1, remove_unused_columns=False,

@@ -9,16 +9,16 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List
 
-from chestxray_vit.shape import Shape
+from chestxray_vit.models.vit_size import ViTSize
 from tests.benchmarks.measure import Result
 from tests.benchmarks.releases import FULL
 
 STAGES = 2
-TINY = Shape(
+TINY = ViTSize(
     image_size=32, patch_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
 )
-TI = Shape(hidden_size=192, num_attention_heads=3, intermediate_size=768)  # ViT-Ti/16 at 224
-BASE = Shape()  # ViT-B/16 at 224
+TI = ViTSize(hidden_size=192, num_attention_heads=3, intermediate_size=768)  # ViT-Ti/16 at 224
+BASE = ViTSize()  # ViT-B/16 at 224
 
 
 def two_stages(scratch: Path, num_rows: int) -> List[Result]:
@@ -43,7 +43,7 @@ def two_stages(scratch: Path, num_rows: int) -> List[Result]:
     return results
 
 
-def _spawned(measure: Any, scratch: Path, shape: Shape, images: int, count: int, last: int) -> Dict[str, float]:
+def _spawned(measure: Any, scratch: Path, shape: ViTSize, images: int, count: int, last: int) -> Dict[str, float]:
     """Run a measurement in processes of its own, and return what the first wrote down."""
     import torch
 
@@ -54,11 +54,11 @@ def _spawned(measure: Any, scratch: Path, shape: Shape, images: int, count: int,
     return json.loads((folder / "found.json").read_text())
 
 
-def _timed(rank: int, folder: str, shape: Shape, images: int, count: int, rounds: int) -> None:
+def _timed(rank: int, folder: str, shape: ViTSize, images: int, count: int, rounds: int) -> None:
     """Make updates with both in turn; one process of two threads against two of one."""
     import torch
 
-    from chestxray_vit.check import Stopwatch, draw, train_whole
+    from chestxray_vit.pipeline.equivalence import Stopwatch, draw, train_whole
 
     whole, pixels, labels_NL = draw(shape, images)
     pipeline = _pipeline(rank, folder, copy.deepcopy(whole), images, count, STAGES)
@@ -89,11 +89,11 @@ def _timed(rank: int, folder: str, shape: Shape, images: int, count: int, rounds
     _leave()
 
 
-def _held(rank: int, folder: str, shape: Shape, images: int, count: int, stages: int) -> None:
+def _held(rank: int, folder: str, shape: ViTSize, images: int, count: int, stages: int) -> None:
     """Measure the greatest peak memory of all stages above what the imports take; of one stage: the whole model's."""
     import torch
 
-    from chestxray_vit.check import draw, train_whole
+    from chestxray_vit.pipeline.equivalence import draw, train_whole
 
     torch.set_num_threads(1)
     before = _peak()
@@ -116,11 +116,11 @@ def _pipeline(rank: int, folder: str, vit: Any, images: int, count: int, stages:
     """Join the other stages, and cut a model in place."""
     import torch
 
-    from chestxray_vit.ipu_config import Mode
-    from chestxray_vit.stages import Pipeline, place_of
+    from chestxray_vit.pipeline.ipu_config import PipelineMode
+    from chestxray_vit.pipeline.stages import Pipeline, place_of
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=stages)
-    mode = Mode((-1,), stages, 1, count, 1, (0.3,) * stages)
+    mode = PipelineMode((-1,), stages, 1, count, 1, (0.3,) * stages)
     return Pipeline(vit, place_of(stages, torch.device("cpu")), mode, images // count, recompute=False)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List, Sequence, Tuple
 from unittest import mock
 
-from chestxray_vit import grey
+from chestxray_vit.images import decode as grey
 from tests.benchmarks import releases
 from tests.benchmarks.measure import Result, interleave
 from tests.benchmarks.releases import FULL
@@ -56,7 +56,7 @@ def cache_build(scratch: Path, num_rows: int) -> List[Result]:
 
 def _build(scratch: Path, paths: Sequence[Path], fast_zlib: Any) -> Callable[[], Any]:
     """Return what builds a cache in a folder that is new each time, inflating by `fast_zlib` where that is not None."""
-    from chestxray_vit.cache import build_cache
+    from chestxray_vit.data.pixel_cache.cache import build_cache
 
     names = [path.name for path in paths]
 
@@ -89,11 +89,11 @@ def cached_read(scratch: Path, num_rows: int) -> List[Result]:
     import numpy as np
     import torch
 
-    from chestxray_vit.pixels import CachedXrays, Front
-    from chestxray_vit.xrays import collate
+    from chestxray_vit.data.cached_dataset import CachedXrays, GreyToPixelValues
+    from chestxray_vit.data.dataset import collate
 
     cached, decoded, preprocess, source = views(scratch, _num_images(num_rows))
-    front = Front(preprocess)
+    to_pixel_values = GreyToPixelValues(preprocess)
     few, many, rounds = (1, 100, 5) if num_rows >= FULL else (1, 3, 1)
     in_memory_NHW = np.array(cached.planes)
 
@@ -113,7 +113,7 @@ def cached_read(scratch: Path, num_rows: int) -> List[Result]:
     ways = {
         "png": png_on_the_fly,
         "uint8": lambda: sum(len(batch["labels"]) for batch in batches(cached, many)),
-        "normalised": lambda: sum(len(front(batch["pixel_values"])) for batch in batches(cached, many)),
+        "normalised": lambda: sum(len(to_pixel_values(batch["pixel_values"])) for batch in batches(cached, many)),
         "uint8 limit": lambda: gather(torch.uint8),
         "normalised limit": lambda: gather(torch.float32),
     }
@@ -135,21 +135,21 @@ def waiting(scratch: Path, num_rows: int) -> List[Result]:
     import torch
     from torch.utils.data import DataLoader
 
-    from chestxray_vit.model import build_from_scratch
-    from chestxray_vit.pixels import Front
-    from chestxray_vit.shape import Shape
-    from chestxray_vit.xrays import collate
+    from chestxray_vit.data.cached_dataset import GreyToPixelValues
+    from chestxray_vit.data.dataset import collate
+    from chestxray_vit.models.vit import build_from_scratch
+    from chestxray_vit.models.vit_size import ViTSize
 
     full = num_rows >= FULL
     cached, _, preprocess, source = views(scratch, _num_images(num_rows))
-    shape = Shape(hidden_size=192, num_attention_heads=3, intermediate_size=768)
-    tiny = Shape(patch_size=32, hidden_size=24, num_hidden_layers=1, num_attention_heads=1, intermediate_size=24)
+    shape = ViTSize(hidden_size=192, num_attention_heads=3, intermediate_size=768)
+    tiny = ViTSize(patch_size=32, hidden_size=24, num_hidden_layers=1, num_attention_heads=1, intermediate_size=24)
     vit, _ = build_from_scratch(shape if full else tiny)
-    front, optimizer = Front(preprocess), torch.optim.AdamW(vit.parameters())
+    to_pixel_values, optimizer = GreyToPixelValues(preprocess), torch.optim.AdamW(vit.parameters())
     waited = 0.0
     start = before = time.perf_counter()
     for batch in DataLoader(cached, 8, shuffle=True, collate_fn=collate):
-        pixels = front(batch["pixel_values"])
+        pixels = to_pixel_values(batch["pixel_values"])
         waited += time.perf_counter() - before
         logits_BL = vit(pixel_values=pixels).logits
         torch.nn.functional.binary_cross_entropy_with_logits(logits_BL, batch["labels"]).backward()
@@ -170,14 +170,14 @@ def views(scratch: Path, num_images: int) -> Tuple[Any, Any, Any, str]:
     import datasets
     import numpy as np
 
-    from chestxray_vit.cache import build_cache
-    from chestxray_vit.model import build_from_scratch
-    from chestxray_vit.pixels import CachedXrays
-    from chestxray_vit.shape import Shape
-    from chestxray_vit.xrays import Preprocess, preprocessed
+    from chestxray_vit.data.cached_dataset import CachedXrays
+    from chestxray_vit.data.dataset import Preprocess, preprocessed
+    from chestxray_vit.data.pixel_cache.cache import build_cache
+    from chestxray_vit.models.vit import build_from_scratch
+    from chestxray_vit.models.vit_size import ViTSize
 
     paths, source = releases.xrays_1024(scratch / "xrays", num_images)
-    small = Shape(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
+    small = ViTSize(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
     preprocess = Preprocess(build_from_scratch(small)[1])
     names = [path.name for path in paths]
     cache = build_cache(paths[0].parent, names, SIZE, preprocess.resample, scratch / "cache")

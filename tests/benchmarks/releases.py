@@ -11,7 +11,8 @@ from typing import List, Set, Tuple
 
 from PIL import Image
 
-from chestxray_vit import nih, phantom
+from chestxray_vit.data.readers import nih
+from chestxray_vit.data.synthetic import release as phantom
 
 FULL = 112_120  # images of ChestX-ray14
 REAL = Path(__file__).parents[3] / "shared" / "data" / "nih"

@@ -20,9 +20,9 @@ PIXELS = (32, 32)  # what is measured is the cost of an image, not of its pixels
 MEMORY = """
 import sys
 from pathlib import Path
-from chestxray_vit.cache import build_cache
-from chestxray_vit.pixels import CachedXrays
-from chestxray_vit.xrays import load_xrays, names_of
+from chestxray_vit.data.pixel_cache.cache import build_cache
+from chestxray_vit.data.cached_dataset import CachedXrays
+from chestxray_vit.data.dataset import load_xrays, names_of
 
 folder = Path(sys.argv[1])
 load_xrays(sys.argv[2])  # imports, and what a first call keeps
@@ -56,9 +56,9 @@ def scale(scratch: Path) -> str:
 
 def _measured(folder: Path, size: int) -> Dict[str, float]:
     from chestxray_vit import ingest
-    from chestxray_vit.cache import build_cache
-    from chestxray_vit.pixels import CachedXrays
-    from chestxray_vit.xrays import load_xrays, names_of
+    from chestxray_vit.data.cached_dataset import CachedXrays
+    from chestxray_vit.data.dataset import load_xrays, names_of
+    from chestxray_vit.data.pixel_cache.cache import build_cache
 
     releases.write_tables(folder, size)
     releases.link_images(folder)

@@ -18,21 +18,25 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from chestxray_vit import backend, evaluate, ipu_config, processes, train, xrays
-from chestxray_vit.flags import IPUFlags
-from chestxray_vit.model import build_from_scratch, load_model
-from chestxray_vit.predictions import read_predictions
-from chestxray_vit.shape import Shape
-from tests.training import TINY_VIT, history, losses, trained
+from chestxray_vit import evaluate, train
+from chestxray_vit.artifacts.predictions import read_predictions
+from chestxray_vit.data import dataset as xrays
+from chestxray_vit.models.vit import build_from_scratch, load_model
+from chestxray_vit.models.vit_size import ViTSize
+from chestxray_vit.pipeline import ipu_config
+from chestxray_vit.training import distributed as processes
+from chestxray_vit.training.arguments import IPUFlags
+from chestxray_vit.training.engines import choose as backend
+from tests.helpers.training import TINY_VIT, history, losses, trained
 
 ON_IPUS = [*TINY_VIT, "--device", "ipu", "--ipu_config_name", "vit-tiny-2ipu"]
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def run(phantom_dataset, tmp_path_factory):
+def run(synthetic_dataset, tmp_path_factory):
     """Return a run of the tiny ViT on two IPUs, in half precision."""
-    return trained(phantom_dataset, tmp_path_factory.mktemp("ipu") / "run", tiny=ON_IPUS)
+    return trained(synthetic_dataset, tmp_path_factory.mktemp("ipu") / "run", tiny=ON_IPUS)
 
 
 def scored(run, dataset, output_dir, *more):
@@ -45,7 +49,7 @@ def scored(run, dataset, output_dir, *more):
 
 def small_trainer(tmp_path, config, rows=None, eval_rows=None, metrics=None, fp32=True, layers=2, **given):
     """Return an IPU trainer of a ViT of 16 x 16 pixels in patches of 8."""
-    size = Shape(16, 8, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=16)
+    size = ViTSize(16, 8, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=16)
     torch.manual_seed(0)
     vit, processor = build_from_scratch(size)
     values = {**backend.recipe(), **backend.no_training(), "output_dir": str(tmp_path), **given}
@@ -171,10 +175,10 @@ def test_best_checkpoint_is_restored_tensor_by_tensor(run):
     assert any(not torch.equal(other[name], final[name]) for other in others for name in final)
 
 
-def test_images_reach_the_device_in_half_precision_unless_told(phantom_dataset, poptorch, tmp_path):
+def test_images_reach_the_device_in_half_precision_unless_told(synthetic_dataset, poptorch, tmp_path):
     for more, dtype in (((), torch.float16), (("--fp32",), torch.float32)):
         poptorch.reset()
-        trained(phantom_dataset, tmp_path / dtype.__str__(), "--max_steps", "1", *more, tiny=ON_IPUS)
+        trained(synthetic_dataset, tmp_path / dtype.__str__(), "--max_steps", "1", *more, tiny=ON_IPUS)
         assert {executor.compiled_dtypes["pixel_values"] for executor in poptorch.executors} == {dtype}
         assert {executor.compiled_dtypes["labels"] for executor in poptorch.executors} == {torch.float32}
 
@@ -190,13 +194,13 @@ def trace(run):
     return list(rates.values()), facts["global_batch"]["total"]
 
 
-def test_ipu_cpu_and_two_processes_make_the_same_updates(phantom_dataset, poptorch, tmp_path):
+def test_ipu_cpu_and_two_processes_make_the_same_updates(synthetic_dataset, poptorch, tmp_path):
     more = [*EVERY_STEP, "--n_ipu", "4"]  # two replicas of two IPUs: 2 x 8 x 2 images an update
-    ipu = trained(phantom_dataset, tmp_path / "ipu", *more, "--fp32", tiny=[*TINY_VIT, "--device", "ipu"])
+    ipu = trained(synthetic_dataset, tmp_path / "ipu", *more, "--fp32", tiny=[*TINY_VIT, "--device", "ipu"])
     training = next(executor for executor in poptorch.executors if executor.training)
-    cpu = trained(phantom_dataset, tmp_path / "cpu", *more, tiny=[*TINY_VIT, "--device", "cpu"])
+    cpu = trained(synthetic_dataset, tmp_path / "cpu", *more, tiny=[*TINY_VIT, "--device", "cpu"])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "chestxray_vit.train", "--dataset_dir", str(phantom_dataset), *TINY_VIT, *more]
+    command += ["-m", "chestxray_vit.train", "--dataset_dir", str(synthetic_dataset), *TINY_VIT, *more]
     command += ["--output_dir", str(tmp_path / "two"), "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True)
@@ -216,7 +220,7 @@ def test_ipu_cpu_and_two_processes_make_the_same_updates(phantom_dataset, poptor
 
 
 def test_loss_in_the_model_is_the_loss_elsewhere(poptorch, tmp_path):
-    from chestxray_vit import ipu
+    from chestxray_vit.training.engines import ipu_trainer as ipu
 
     config = ipu_config.read_ipu_config("vit-tiny-2ipu")
     weights = [float(place) for place in range(1, 15)]
@@ -235,25 +239,25 @@ def test_loss_in_the_model_is_the_loss_elsewhere(poptorch, tmp_path):
 
 
 @pytest.mark.parametrize("precision", [[], ["--fp32"]], ids=["half", "float"])
-def test_resumed_run_equals_the_undisturbed(phantom_dataset, tmp_path, precision):
+def test_resumed_run_equals_the_undisturbed(synthetic_dataset, tmp_path, precision):
     steps = "--save_strategy steps --save_steps 7 --eval_strategy steps --eval_steps 7 --logging_steps 2".split()
     steps += ["--save_total_limit", "9", *precision]
-    run = trained(phantom_dataset, tmp_path / "run", *steps, tiny=ON_IPUS)
+    run = trained(synthetic_dataset, tmp_path / "run", *steps, tiny=ON_IPUS)
     weights, log = (run / "model.safetensors").read_bytes(), history(run)
     for path in run.iterdir():  # as if it had been killed after update 21, in the midst of the second epoch
         if path.is_file():
             path.unlink()
         elif path.name not in ("checkpoint-7", "checkpoint-14", "checkpoint-21"):
             shutil.rmtree(path)
-    trained(phantom_dataset, run, *steps, "--resume_from_checkpoint", "last", tiny=ON_IPUS)
+    trained(synthetic_dataset, run, *steps, "--resume_from_checkpoint", "last", tiny=ON_IPUS)
     assert (run / "model.safetensors").read_bytes() == weights
     assert history(run) == log
 
 
 @pytest.mark.parametrize("mode", ["async", "async_rebatched"])
-def test_asynchronous_loaders_train(phantom_dataset, tmp_path, mode):
+def test_asynchronous_loaders_train(synthetic_dataset, tmp_path, mode):
     more = ["--dataloader_mode", mode, "--dataloader_num_workers", "2", "--max_steps", "2"]
-    run = trained(phantom_dataset, tmp_path / "run", *more, tiny=ON_IPUS)
+    run = trained(synthetic_dataset, tmp_path / "run", *more, tiny=ON_IPUS)
     assert json.loads((run / "train_config.json").read_text())["updates"] == 2
 
 
@@ -287,25 +291,25 @@ def test_every_row_is_scored_once_and_in_order(poptorch, tmp_path, count):
     assert sum(executor.micro_batches) == 2 * (-(-count // 6) * 6)  # evaluated, then predicted
 
 
-def test_predictions_have_every_row_in_order_on_every_engine(run, phantom_dataset, tmp_path):
-    on_ipu, macro = scored(run, phantom_dataset, tmp_path / "ipu", "--device", "ipu")
-    on_cpu, expected = scored(run, phantom_dataset, tmp_path / "cpu", "--device", "cpu")
-    names = xrays.load_xrays(phantom_dataset, "test").remove_columns(["image", "labels"])["file_name"]
+def test_predictions_have_every_row_in_order_on_every_engine(run, synthetic_dataset, tmp_path):
+    on_ipu, macro = scored(run, synthetic_dataset, tmp_path / "ipu", "--device", "ipu")
+    on_cpu, expected = scored(run, synthetic_dataset, tmp_path / "cpu", "--device", "cpu")
+    names = xrays.load_xrays(synthetic_dataset, "test").remove_columns(["image", "labels"])["file_name"]
     assert list(on_ipu.file_names) == list(on_cpu.file_names) == list(names)
     assert np.array_equal(on_ipu.targets_NL, on_cpu.targets_NL)
     assert np.abs(on_ipu.scores_NL - on_cpu.scores_NL).max() < 2e-3  # float16 has 11 bits
     assert macro == pytest.approx(expected, abs=0.01)
-    exactly, same = scored(run, phantom_dataset, tmp_path / "fp32", "--device", "ipu", "--fp32")
+    exactly, same = scored(run, synthetic_dataset, tmp_path / "fp32", "--device", "ipu", "--fp32")
     assert np.abs(exactly.scores_NL - on_cpu.scores_NL).max() < 1e-6
     assert same == pytest.approx(expected, abs=1e-9)
 
 
-def test_run_of_the_ipu_scores_the_same_under_the_plain_environment(run, phantom_dataset, tmp_path):
+def test_run_of_the_ipu_scores_the_same_under_the_plain_environment(run, synthetic_dataset, tmp_path):
     plain = os.environ.get("PLAIN_PYTHON")
     if not plain:
         pytest.skip("PLAIN_PYTHON does not name the plain environment's interpreter; .ci/run does")
-    _, expected = scored(run, phantom_dataset, tmp_path / "here", "--device", "cpu")
-    command = [plain, "-m", "chestxray_vit.evaluate", str(run), "--dataset_dir", str(phantom_dataset)]
+    _, expected = scored(run, synthetic_dataset, tmp_path / "here", "--device", "cpu")
+    command = [plain, "-m", "chestxray_vit.evaluate", str(run), "--dataset_dir", str(synthetic_dataset)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command += ["--output_dir", str(tmp_path / "there"), "--device", "cpu"]
     done = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True, cwd=ROOT)
@@ -336,8 +340,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_refusals_come_before_compiling(text, phantom_dataset, poptorch, tmp_path, capsys):
-    command = ["--dataset_dir", str(phantom_dataset), "--output_dir", str(tmp_path / "new"), *ON_IPUS]
+def test_refusals_come_before_compiling(text, synthetic_dataset, poptorch, tmp_path, capsys):
+    command = ["--dataset_dir", str(synthetic_dataset), "--output_dir", str(tmp_path / "new"), *ON_IPUS]
     assert train.main([*command, *REFUSED[text]]) == 2
     error = capsys.readouterr().err
     assert text in error
@@ -346,8 +350,8 @@ def test_refusals_come_before_compiling(text, phantom_dataset, poptorch, tmp_pat
     assert not (tmp_path / "new").exists()
 
 
-def test_ipus_that_are_not_there_or_not_free_are_told_apart(phantom_dataset, poptorch, tmp_path, capsys):
-    command = ["--dataset_dir", str(phantom_dataset), "--output_dir", str(tmp_path / "new"), *ON_IPUS]
+def test_ipus_that_are_not_there_or_not_free_are_told_apart(synthetic_dataset, poptorch, tmp_path, capsys):
+    command = ["--dataset_dir", str(synthetic_dataset), "--output_dir", str(tmp_path / "new"), *ON_IPUS]
     poptorch.hardware.present = 0
     assert train.main(command) == 2
     assert "no IPU is there (gc-info --list-devices)" in capsys.readouterr().err
@@ -388,9 +392,9 @@ def test_other_torch_than_the_sdks_is_refused(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_differences_are_said_once(phantom_dataset, tmp_path, caplog):
+def test_differences_are_said_once(synthetic_dataset, tmp_path, caplog):
     caplog.set_level("INFO")
-    trained(phantom_dataset, tmp_path / "run", tiny=ON_IPUS)
+    trained(synthetic_dataset, tmp_path / "run", tiny=ON_IPUS)
     assert caplog.text.count("AdamW without bias correction, gradients not clipped") == 1
     assert caplog.text.count("layers by IPU: embedding, 0 | 1, norm, head") == 1
     assert caplog.text.count("memory, estimated: IPU 0 is the fullest: 0 of 900 MB") == 1
@@ -399,7 +403,7 @@ def test_differences_are_said_once(phantom_dataset, tmp_path, caplog):
 # poprun
 
 
-def test_only_the_first_instance_of_poprun_writes(phantom_dataset, poptorch, tmp_path, monkeypatch):
+def test_only_the_first_instance_of_poprun_writes(synthetic_dataset, poptorch, tmp_path, monkeypatch):
     monkeypatch.setenv("DOUBLE_POPDIST_INSTANCES", "2")
     monkeypatch.setenv("DOUBLE_POPDIST_REPLICAS", "2")
     more = ["--n_ipu", "8", "--fp32"]
@@ -407,7 +411,7 @@ def test_only_the_first_instance_of_poprun_writes(phantom_dataset, poptorch, tmp
         poptorch.reset()
         monkeypatch.setenv("DOUBLE_POPDIST_INSTANCE", str(index))
         assert processes.instance() == (index, 2)
-        command = ["--dataset_dir", str(phantom_dataset), "--output_dir", str(tmp_path / str(index)), *ON_IPUS, *more]
+        command = ["--dataset_dir", str(synthetic_dataset), "--output_dir", str(tmp_path / str(index)), *ON_IPUS, *more]
         assert train.main(command) == 0
         training = next(executor for executor in poptorch.executors if executor.training)
         assert training.options.replication_factor == 2  # four replicas, two an instance
@@ -418,12 +422,12 @@ def test_only_the_first_instance_of_poprun_writes(phantom_dataset, poptorch, tmp
     assert json.loads((tmp_path / "0" / "train_config.json").read_text())["global_batch"]["total"] == 32
 
 
-def test_a_run_without_an_ipu_config_is_scored_by_the_default_one(phantom_dataset, poptorch, tmp_path):
+def test_a_run_without_an_ipu_config_is_scored_by_the_default_one(synthetic_dataset, poptorch, tmp_path):
     tiny = [*TINY_VIT[:-4], "--num_train_epochs", "1", "--device", "cpu", "--global_batch_size", "32"]
-    run = trained(phantom_dataset, tmp_path / "run", tiny=tiny)
-    assert evaluate.main([str(run), "--dataset_dir", str(phantom_dataset), "--device", "ipu"]) == 2  # 12 layers
+    run = trained(synthetic_dataset, tmp_path / "run", tiny=tiny)
+    assert evaluate.main([str(run), "--dataset_dir", str(synthetic_dataset), "--device", "ipu"]) == 2  # 12 layers
     more = ["--ipu_config_name", "vit-tiny-2ipu", "--fp32"]
-    on_ipu, _ = scored(run, phantom_dataset, tmp_path / "ipu", "--device", "ipu", *more)
-    on_cpu, _ = scored(run, phantom_dataset, tmp_path / "cpu", "--device", "cpu")
+    on_ipu, _ = scored(run, synthetic_dataset, tmp_path / "ipu", "--device", "ipu", *more)
+    on_cpu, _ = scored(run, synthetic_dataset, tmp_path / "cpu", "--device", "cpu")
     assert np.abs(on_ipu.scores_NL - on_cpu.scores_NL).max() < 1e-6
     assert load_model(run)[0].config.num_hidden_layers == 2

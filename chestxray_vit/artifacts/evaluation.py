@@ -1,0 +1,152 @@
+"""Where predictions come from: `evaluation.json` beside them, for whoever reads the report and asks.
+
+`evaluate` writes it; `report` takes it where it belongs to the predictions, told by their sha256. Paths are reduced to
+names: a report is mailed, and a home directory is nobody's business."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+from pathlib import Path
+from typing import Any, Dict, NamedTuple, Optional, Sequence
+
+from chestxray_vit.storage.atomic import PathLike, fits, sha256, write_json
+
+logger = logging.getLogger(__name__)
+
+FILE = "evaluation.json"
+COUNTS = {"images": int, "patients": int, "positives": dict}
+INGESTED = {
+    "package_version": str,
+    "num_rows": int,
+    "num_images": int,
+    "left_out": dict,
+    "split": {"method": str, "leaked_patients": int},
+    "splits": {"train": COUNTS, "validation": COUNTS, "test": COUNTS},
+    "notices": [str],
+}
+SHAPE = {
+    "predictions_sha256": str,
+    "split": str,
+    "drawn": bool,
+    "command": str,
+    "versions": dict,
+    "checkpoint": dict,
+    "training": dict,
+    "data": dict,
+}
+
+
+class Source(NamedTuple):
+    """A file of predictions, as a report names it: by its base name and what is in it."""
+
+    file_name: str
+    sha256: str
+
+
+def source_of(path: PathLike) -> Source:
+    """Return what a report says of a file of predictions."""
+    return Source(Path(path).name, sha256(path))
+
+
+def provenance(
+    predictions_path: PathLike,
+    split: str,
+    drawn: bool,
+    command: Sequence[str],
+    versions: Dict[str, str],
+    run_dir: PathLike,
+    metadata_path: PathLike,
+) -> Dict[str, Any]:
+    """Return the content of evaluation.json.
+
+    Args:
+        predictions_path: the predictions, written.
+        split: that they are of.
+        drawn: whether the images are a phantom's.
+        command: the words of the command line.
+        versions: of Python and the packages, by name.
+        run_dir: holds the checkpoint and, if it is a run of ours, train_config.json.
+        metadata_path: of the data set; ingest_report.json lies beside it.
+    """
+    run_dir, weights = Path(run_dir), Path(run_dir, "model.safetensors")
+    report = _read(Path(metadata_path).with_name("ingest_report.json"))
+    ingested = {name: report[name] for name in INGESTED} if fits(report, INGESTED) else {}
+    config = _read(run_dir / "train_config.json") or {}
+    ipu_config = run_dir / "ipu_config.json"
+    return {
+        "predictions_sha256": sha256(predictions_path),
+        "split": split,
+        "drawn": drawn,
+        "command": shlex.join([_name(word) for word in command]),
+        "versions": versions,
+        "checkpoint": {
+            "run": run_dir.resolve().name,
+            "sha256": sha256(weights) if weights.is_file() else None,
+            "ipu_config_sha256": sha256(ipu_config) if ipu_config.is_file() else None,
+        },
+        "training": _training(config),
+        "data": {
+            "metadata_sha256": sha256(metadata_path),
+            "trained_on_sha256": config.get("data", {}).get("metadata.jsonl"),
+            **ingested,
+        },
+    }
+
+
+def write_provenance(path: PathLike, content: Dict[str, Any]) -> None:
+    """Write evaluation.json, whole or not at all."""
+    write_json(path, content)
+
+
+def read_provenance(predictions_path: PathLike) -> Optional[Dict[str, Any]]:
+    """Return what lies beside predictions, or None if there is nothing, or of other predictions (with a warning)."""
+    path = Path(predictions_path).with_name(FILE)
+    content = _read(path)
+    if content is None:
+        return None
+    whole = fits(content, SHAPE) and ("splits" not in content["data"] or fits(content["data"], INGESTED))
+    if not whole or content["predictions_sha256"] != sha256(predictions_path):
+        logger.warning("%s is not of %s, and left out of the report", path, Path(predictions_path).name)
+        return None
+    return content
+
+
+def _training(config: Dict[str, Any]) -> Dict[str, Any]:
+    """Return what of train_config.json a reader asks for first."""
+    flags, arguments = config.get("flags", {}), config.get("training_arguments", {})
+    if not config:
+        return {}
+    return {
+        "start": "random weights" if flags.get("from_scratch") else _name(str(flags.get("model_name_or_path"))),
+        "device": config.get("device"),
+        "updates": config.get("updates"),
+        "images an update": config.get("global_batch", {}).get("total"),
+        "epochs": arguments.get("num_train_epochs"),
+        "learning rate": arguments.get("learning_rate"),
+        "seed": arguments.get("seed"),
+        "images": config.get("data", {}).get("images"),
+        "versions": config.get("versions"),
+    }
+
+
+def _name(word: str) -> str:
+    """Return a word of a command line, an absolute path as its last name."""
+    head, equals, value = word.partition("=")
+    if equals and head.startswith("--"):
+        return f"{head}={_name(value)}"
+    return os.path.basename(word.rstrip("/")) if os.path.isabs(word) else word
+
+
+def _read(path: Path) -> Optional[Dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")

@@ -1,0 +1,145 @@
+"""Batches of cached grey planes, and what makes a ViT's pixel values of them where the model is.
+
+A plane is a byte a pixel; as three channels of float32 it would be twelve. So planes are read and sent as they are,
+whole batches at once, and repeated and normalised on the device.
+
+B batch, N images, H height, W width, L labels."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Dict, Optional, Sequence
+
+import numpy as np
+import torch
+
+from chestxray_vit.artifacts.metadata import find_metadata
+from chestxray_vit.data.dataset import Preprocess, collate, load_xrays, names_of, preprocessed, targets_of
+from chestxray_vit.data.pixel_cache.cache import PixelCache, build_cache, default_cache_dir
+from chestxray_vit.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+NO_CACHE = "none"
+
+
+def open_cache(
+    dataset_dir: str, preprocess: Preprocess, cache_dir: Optional[str], allow_unreadable: bool
+) -> Optional[PixelCache]:
+    """Open the pixel cache of a data set, building what is lacking, or return None where none is wanted.
+
+    Args:
+        dataset_dir: an ingested folder.
+        preprocess: says size and resize rule.
+        cache_dir: of the user; None for the usual place, `none` for no cache.
+        allow_unreadable: leave out images that cannot be read, in place of an error.
+    """
+    if cache_dir == NO_CACHE:
+        if allow_unreadable:
+            raise InputError("--allow_unreadable goes with a pixel cache: leave out --cache_dir none.")
+        return None
+    root = find_metadata(dataset_dir).parent
+    folder = default_cache_dir(root) if cache_dir is None else Path(cache_dir)
+    names = names_of(load_xrays(dataset_dir))
+    cache = build_cache(root, names, preprocess.size, preprocess.resample, folder, allow_unreadable=allow_unreadable)
+    for name, reason in cache.unreadable.items():
+        logger.warning("left out: %s: %s", name, reason)
+    return cache
+
+
+def readable(xrays, cache: Optional[PixelCache]):
+    """Return the rows of `load_xrays`' data set whose images the cache could read."""
+    if cache is None or not cache.unreadable:
+        return xrays
+    return xrays.select([place for place, name in enumerate(names_of(xrays)) if name not in cache.unreadable])
+
+
+class CachedXrays(torch.utils.data.Dataset):
+    """Rows of `load_xrays`' data set with the cache's planes: `pixel_values` (H, W) uint8 and `labels` (L)."""
+
+    def __init__(self, xrays, cache: PixelCache):
+        """Args: xrays: of `load_xrays`, readable ones; cache: of `open_cache`."""
+        self.places_N = cache.places_of(names_of(xrays))
+        self.targets_NL = torch.from_numpy(targets_of(xrays))
+        self.planes = cache.pixels_NHW
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """Pickle where the planes are, not what they are: a worker of PopTorch's is a new process."""
+        return {**vars(self), "planes": (self.planes.filename, self.planes.shape)}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        """Open the planes again."""
+        filename, shape = state["planes"]
+        vars(self).update(state, planes=np.memmap(filename, np.uint8, "r", shape=shape))
+
+    def __len__(self) -> int:
+        return len(self.places_N)
+
+    def __getitem__(self, place: int) -> Dict[str, torch.Tensor]:
+        plane = np.array(self.planes[self.places_N[place]])  # a copy: torch does not take what cannot be written
+        return {"pixel_values": torch.from_numpy(plane), "labels": self.targets_NL[place]}
+
+    def __getitems__(self, places: Sequence[int]) -> Dict[str, torch.Tensor]:
+        """Return a whole batch: `pixel_values` (B, H, W) and `labels` (B, L)."""
+        places_B = np.asarray(places)
+        planes = torch.from_numpy(np.asarray(self.planes)[self.places_N[places_B]])
+        return {"pixel_values": planes, "labels": self.targets_NL[torch.from_numpy(places_B)]}
+
+
+class GreyToPixelValues:
+    """Makes a ViT's pixel values of grey planes, as the image processor would: grey to RGB, rescaled, normalised.
+
+    Attributes:
+        scale_3, bias_3: a channel's value is grey x scale + bias.
+        alike: whether the channels are; then one is computed, and the others are views of it.
+    """
+
+    def __init__(self, preprocess: Preprocess):
+        """Args: preprocess: whose answer to the 256 grey levels is a straight line for every channel."""
+        levels_3x256 = preprocess.levels_3x256.astype(np.float64)
+        scale_3 = (levels_3x256[:, 255] - levels_3x256[:, 0]) / 255
+        line = levels_3x256[:, :1] + scale_3[:, None] * np.arange(256)
+        if np.abs(line - levels_3x256).max() > 1e-2:  # float16 levels are rounded
+            raise InputError("preprocessor_config.json: not a scale and a shift. Train with --cache_dir none.")
+        self.scale_3 = torch.from_numpy(scale_3).float()
+        self.bias_3 = torch.from_numpy(levels_3x256[:, 0]).float()
+        self.alike = bool((self.scale_3 == self.scale_3[0]).all() and (self.bias_3 == self.bias_3[0]).all())
+
+    def __call__(self, planes_BHW: torch.Tensor) -> torch.Tensor:
+        """Return pixel values (B, 3, H, W), float32, on the planes' device."""
+        return self.channels(planes_BHW).expand(-1, 3, -1, -1)
+
+    def channels(self, planes_BHW: torch.Tensor) -> torch.Tensor:
+        """Return (B, 1, H, W) where the channels are alike, else (B, 3, H, W)."""
+        count = 1 if self.alike else 3
+        pixels_BCHW = planes_BHW.float().unsqueeze(1)
+        if count > 1:
+            pixels_BCHW = pixels_BCHW.repeat(1, count, 1, 1)
+        for channel in range(count):  # in place, by numbers: broadcast tensors take three times as long
+            pixels_BCHW[:, channel].mul_(self.scale_3[channel].item()).add_(self.bias_3[channel].item())
+        return pixels_BCHW
+
+
+class IPUCollate:
+    """Collates for IPUs: normalised on the host, one channel where all are alike, of the type that the model has.
+
+    A class, not a closure: PopTorch's asynchronous loader pickles it."""
+
+    def __init__(self, to_pixel_values: Optional[GreyToPixelValues], dtype: torch.dtype):
+        """Args: to_pixel_values: for cached planes, None for pixel values; dtype: float16 for a half model."""
+        self.to_pixel_values, self.dtype = to_pixel_values, dtype
+
+    def __call__(self, rows) -> Dict[str, torch.Tensor]:
+        """Return `pixel_values` (B, 1 or 3, H, W) and `labels` (B, L)."""
+        batch = collate(rows)
+        if self.to_pixel_values is not None:
+            batch["pixel_values"] = self.to_pixel_values.channels(batch["pixel_values"]).to(self.dtype)
+        return batch
+
+
+def model_inputs(splits: Dict[str, Any], preprocess: Preprocess, cache: Optional[PixelCache]) -> Dict[str, Any]:
+    """Return what the Trainer reads of each split: cached planes, or pixel values decoded each time."""
+    if cache is None:
+        return {name: preprocessed(xrays, preprocess) for name, xrays in splits.items()}
+    return {name: CachedXrays(xrays, cache) for name, xrays in splits.items()}

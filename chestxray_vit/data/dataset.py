@@ -1,0 +1,134 @@
+"""Open an ingested data set, and turn its X-rays into what a ViT reads.
+
+`datasets`' ImageFolder walks 112,120 files for minutes each time it opens them; here the metadata is read
+at once and the files' presence is checked by one directory scan. Pixels come out bit-identical to the
+checkpoint's own image processor: it is asked once for its answer to each of the 256 grey levels.
+
+B batch, H height, W width, L labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+
+from chestxray_vit.artifacts.metadata import PART, find_metadata, read_metadata
+from chestxray_vit.errors import InputError
+from chestxray_vit.images.decode import read_grey
+
+
+def load_xrays(dataset_dir: str | Path, split: Optional[str] = None) -> datasets.Dataset:
+    """Open an ingested folder, row for row what ImageFolder gives.
+
+    Args:
+        dataset_dir: the ingested release, or the folder of its metadata.jsonl.
+        split: `train`, `validation` or `test`; None for all rows.
+
+    Returns:
+        One row an image: `image`, `labels` (14 or 15 float32), `file_name`, `split`, `patient_id`, `age`,
+        `sex`, `view`, `follow_up`.
+
+    Raises:
+        InputError: no metadata, rows that `ingest` would not write, missing images, or an empty split.
+    """
+    table = read_metadata(find_metadata(dataset_dir), split)
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "labels": datasets.Sequence(datasets.Value("float32"), length=table.schema.field("labels").type.list_size),
+            "file_name": datasets.Value("string"),
+            "split": datasets.Value("string"),
+            "patient_id": datasets.Value("int64"),
+            "age": datasets.Value("int64"),
+            "sex": datasets.Value("string"),
+            "view": datasets.Value("string"),
+            "follow_up": datasets.Value("int64"),
+        }
+    )
+    buffers = [buffer for column in table.columns for chunk in column.chunks for buffer in chunk.buffers() if buffer]
+    # of the table as it is mapped; `datasets` would take it into memory to make one of its own
+    fingerprint = datasets.fingerprint.Hasher.hash_bytes(buffers)
+    return datasets.Dataset(table, datasets.DatasetInfo(features=features), fingerprint=fingerprint)
+
+
+class Preprocess:
+    """Grey to RGB, resize to the checkpoint's size, normalise with its mean and std: its image processor's output.
+
+    A class, not a closure: PopTorch's asynchronous loader pickles it.
+
+    Attributes:
+        size: (width, height) in pixels.
+        levels_3x256: the processor's answer to each grey level, by channel.
+    """
+
+    def __init__(self, processor, dtype: np.dtype = np.float32):
+        """Args: processor: an image processor of `transformers`; dtype: float16 for an IPU in half precision."""
+        if not {"height", "width"} <= set(dict(processor.size)):
+            raise InputError(f"preprocessor_config.json: size is {processor.size}, expected height and width.")
+        self.size = (processor.size["width"], processor.size["height"])
+        self.resample = processor.resample
+        ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
+        levels = processor(ramp, do_resize=False, return_tensors="np")["pixel_values"][0]
+        self.levels_3x256 = np.asarray(levels, dtype=np.float32).reshape(3, 256).astype(dtype)
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """Return the (3, H, W) pixel values of a grey image."""
+        if image.size != self.size:
+            image = image.resize(self.size, self.resample)
+        return torch.from_numpy(self.levels_3x256[:, np.asarray(image)])
+
+    def __call__(self, rows: Dict[str, List]) -> Dict[str, List]:
+        """Turn a batch of a dataset's columns `image` (undecoded) and, where there, `labels` into tensors."""
+        result: Dict[str, List] = {
+            "pixel_values": [self.pixels(read_grey(image["bytes"] or image["path"])) for image in rows["image"]]
+        }
+        if "labels" in rows:
+            result["labels"] = [torch.tensor(labels, dtype=torch.float32) for labels in rows["labels"]]
+        return result
+
+
+def preprocessed(xrays: datasets.Dataset, preprocess: Preprocess) -> datasets.Dataset:
+    """Return a view of `load_xrays`' data set whose rows are `pixel_values` (3, H, W) and `labels` (L)."""
+    return (
+        xrays.select_columns(["image", "labels"])
+        .cast_column("image", datasets.Image(decode=False))
+        .with_transform(preprocess)
+    )
+
+
+def names_of(xrays: datasets.Dataset) -> Iterator[str]:
+    """Give the file names (N) of `load_xrays`' data set, without holding them all."""
+    for part in _parts(xrays, "file_name"):
+        yield from part.to_pylist()
+
+
+def targets_of(xrays: datasets.Dataset) -> np.ndarray:
+    """Return the labels (N, L) of `load_xrays`' data set, float32."""
+    targets_NL = np.empty((len(xrays), xrays.features["labels"].length), np.float32)
+    start = 0
+    for part in _parts(xrays, "labels"):
+        targets_NL[start : start + len(part)].flat = part.combine_chunks().flatten().to_numpy()
+        start += len(part)
+    return targets_NL
+
+
+def _parts(xrays: datasets.Dataset, name: str) -> Iterator:
+    """Give a column in parts, as Arrow has it."""
+    rows = xrays.select_columns([name]).with_format("arrow")
+    for start in range(0, len(rows), PART):
+        yield rows[start : start + PART][name]
+
+
+def collate(rows: Any) -> Dict[str, torch.Tensor]:
+    """Stack rows into exactly `pixel_values` and `labels` (B, L): other fields would reach `forward`.
+
+    Args:
+        rows: a list of a data set's rows, or a batch that the data set made whole, which is returned as it is.
+    """
+    if isinstance(rows, dict):
+        return rows
+    return {name: torch.stack([row[name] for row in rows]) for name in ("pixel_values", "labels")}

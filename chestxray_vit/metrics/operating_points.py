@@ -1,0 +1,278 @@
+"""Operating points: thresholds chosen on validation predictions, and what they give on test predictions.
+
+An AUC says how well scores rank, not where to cut. A cut looks better than it is on the images it was chosen on, so
+choosing and measuring are apart here.
+
+An image is called positive where score >= threshold. Rates have 95 % intervals by patient, since images of one
+patient are not independent. What is undefined is NaN, None in a table; no threshold is infinite.
+
+Shapes: N images, L = 14 findings in NIH's order, P patients, S distinct scores from low to high."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from chestxray_vit.artifacts.predictions import Predictions
+from chestxray_vit.labels import FINDINGS
+from chestxray_vit.metrics.roc_auc import Z_95, checked, patient_codes
+
+Table = Dict[str, Dict[str, Optional[float]]]  # finding -> name of a rule -> threshold, None where undefined
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a threshold is chosen."""
+
+    name: str
+    title: str  # for people
+    kind: str  # youden, sensitivity or specificity
+    at_least: Optional[float] = None  # the share in (0, 1] that sensitivity or specificity must reach
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("youden", "sensitivity", "specificity"):
+            raise ValueError(f"kind is {self.kind!r}, expected youden, sensitivity or specificity")
+        if not (self.at_least is None if self.kind == "youden" else 0 < (self.at_least or 0) <= 1):
+            raise ValueError(f"at_least is {self.at_least}, expected a share in (0, 1], or None with youden")
+
+
+RULES = (
+    Rule("youden", "highest Youden index (sensitivity + specificity - 1)", "youden"),
+    Rule("sensitivity_90", "sensitivity of 90 % or more", "sensitivity", 0.9),
+    Rule("sensitivity_95", "sensitivity of 95 % or more", "sensitivity", 0.95),
+    Rule("specificity_90", "specificity of 90 % or more", "specificity", 0.9),
+    Rule("specificity_95", "specificity of 95 % or more", "specificity", 0.95),
+)
+RULE_NAMES = tuple(rule.name for rule in RULES)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of images, count / total, with its 95 % interval; NaN where total is 0."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+    total: int
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What a threshold gives: numbers of images, and rates with intervals by patient."""
+
+    threshold: float
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    true_negatives: int
+    sensitivity: Rate
+    specificity: Rate
+    ppv: Rate
+    npv: Rate
+
+
+def choose(targets_N: ArrayLike, scores_N: ArrayLike, rule: Rule) -> float:
+    """Return the threshold that a rule chooses among the distinct scores, by exact comparison of counts.
+
+    - youden: the highest sensitivity + specificity - 1 (Youden, Cancer 1950); undefined if none is above 0. Of equals
+      the lowest threshold, which has the highest sensitivity: where the index does not decide, miss the fewest.
+    - sensitivity: the highest threshold that reaches it, so as to call the fewest negatives.
+    - specificity: the lowest threshold that reaches it, so as to call the most positives. If not even the highest
+      score does, the next float above: none of these images is called positive.
+
+    Args:
+        targets_N: 0 or 1.
+        scores_N: any finite score, higher = more likely.
+
+    Returns:
+        A finite threshold; NaN where undefined, as it is without positives or without negatives.
+
+    Raises:
+        ValueError: as `auc.auc`.
+    """
+    return choose_each(targets_N, scores_N, [rule])[rule.name]
+
+
+def choose_each(targets_N: ArrayLike, scores_N: ArrayLike, rules: Sequence[Rule] = RULES) -> Dict[str, float]:
+    """Return the threshold of each rule by its name, as `choose` does, from one sort of the scores."""
+    is_positive_N, scores_N = checked(targets_N, scores_N, num_axes=1)
+    if not is_positive_N.any() or is_positive_N.all():
+        return {rule.name: math.nan for rule in rules}
+    curve = _curve(is_positive_N, scores_N)
+    return {rule.name: _on_curve(*curve, rule) for rule in rules}
+
+
+def choose_all(predictions: Predictions) -> Table:
+    """Return thresholds in [0, 1]; None where `choose` gives NaN, or the next float above a highest score of 1."""
+    table: Table = {}
+    for finding, targets_N, scores_N in zip(FINDINGS, predictions.targets_NL.T, predictions.scores_NL.T):
+        chosen = choose_each(targets_N, scores_N)
+        table[finding] = {name: threshold if threshold <= 1 else None for name, threshold in chosen.items()}
+    return table
+
+
+def measure(
+    targets_N: ArrayLike, scores_N: ArrayLike, threshold: float, patients_N: Optional[ArrayLike] = None
+) -> OperatingPoint:
+    """Return the operating point of a threshold that was chosen on other patients.
+
+    Args:
+        targets_N: 0 or 1.
+        scores_N: any finite score, higher = more likely.
+        threshold: any finite number.
+        patients_N: integers or strings; None takes each image as a patient of its own.
+
+    Raises:
+        ValueError: as `auc.auc`, a patient is missing, or the threshold is not finite.
+    """
+    is_positive_N, scores_N = checked(targets_N, scores_N, num_axes=1)
+    return _measure(is_positive_N, scores_N, threshold, patient_codes(patients_N, len(scores_N)))
+
+
+def measure_all(predictions: Predictions, table: Table) -> Dict[str, Dict[str, Optional[OperatingPoint]]]:
+    """Return the operating point of each threshold of a table, by finding and rule; None where it has none."""
+    patients_N = patient_codes(np.asarray(predictions.patient_ids, dtype=str), len(predictions.file_names))
+    points = {}
+    for finding, targets_N, scores_N in zip(FINDINGS, predictions.targets_NL.T, predictions.scores_NL.T):
+        points[finding] = {
+            name: None if threshold is None else _measure(targets_N == 1, scores_N, threshold, patients_N)
+            for name, threshold in table[finding].items()
+        }
+    return points
+
+
+def decide(scores_L: Sequence[float], table: Table, rule_name: str) -> List[str]:
+    """Return the findings that a rule calls positive in one image, in NIH's order.
+
+    Args:
+        scores_L: 14 probabilities, with all their digits.
+        table: as `choose_all` returns it; a finding whose threshold is None is never called, for it is not decided.
+        rule_name: that of one of `RULES`.
+
+    Raises:
+        ValueError: there are not 14 finite scores, or there is no such rule.
+    """
+    scores_L = np.asarray(scores_L, dtype=np.float64)
+    if scores_L.shape != (len(FINDINGS),) or not np.isfinite(scores_L).all():
+        raise ValueError(f"expected {len(FINDINGS)} finite scores, found {scores_L.tolist()}")
+    if rule_name not in RULE_NAMES:
+        raise ValueError(f"unknown rule {rule_name!r}. Known: {', '.join(RULE_NAMES)}")
+    rows = zip(FINDINGS, scores_L, [table[finding][rule_name] for finding in FINDINGS])
+    return [finding for finding, score, threshold in rows if threshold is not None and score >= threshold]
+
+
+def wilson(count: int, total: int) -> Tuple[float, float]:
+    """Return the 95 % interval of a share of independent images (Wilson, JASA 1927); NaN where total is 0.
+
+    Raises:
+        ValueError: not 0 <= count <= total.
+    """
+    if not 0 <= count <= total:
+        raise ValueError(f"count is {count}, expected from 0 to {total}")
+    return _wilson(count / total, total) if total else (math.nan, math.nan)
+
+
+def at_prevalence(sensitivity: float, specificity: float, prevalence: float) -> Tuple[float, float]:
+    """Return the predictive values that Bayes' theorem gives where another share of images is positive.
+
+    Args:
+        sensitivity, specificity: in [0, 1] or NaN; taken to be the same there.
+        prevalence: in [0, 1].
+
+    Returns:
+        ppv, npv; NaN where no image is called so, or an argument is NaN.
+
+    Raises:
+        ValueError: an argument is outside [0, 1].
+    """
+    for value in (sensitivity, specificity, prevalence):
+        if value < 0 or value > 1:
+            raise ValueError(f"sensitivity, specificity and prevalence must be in [0, 1], found {value}")
+    true_positive, true_negative = sensitivity * prevalence, specificity * (1 - prevalence)
+    called = true_positive + (1 - specificity) * (1 - prevalence)
+    not_called = true_negative + (1 - sensitivity) * prevalence
+    ppv = true_positive / called if called > 0 else math.nan
+    return ppv, true_negative / not_called if not_called > 0 else math.nan
+
+
+def _curve(is_positive_N: np.ndarray, scores_N: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return scores_S, and how many positives and negatives are called with each as threshold: all with the first."""
+    order_N = np.argsort(scores_N)
+    ordered_N = scores_N[order_N]
+    first_S = np.flatnonzero(np.append(True, ordered_N[1:] != ordered_N[:-1]))
+    positives_up_to_N = np.cumsum(is_positive_N[order_N], dtype=np.int64)
+    true_positives_S = positives_up_to_N[-1] - np.append(0, positives_up_to_N)[first_S]
+    return ordered_N[first_S], true_positives_S, len(scores_N) - first_S - true_positives_S
+
+
+def _on_curve(scores_S: np.ndarray, true_positives_S: np.ndarray, false_positives_S: np.ndarray, rule: Rule) -> float:
+    num_positives, num_negatives = int(true_positives_S[0]), int(false_positives_S[0])
+    if rule.kind == "youden":
+        gains_S = true_positives_S * num_negatives - false_positives_S * num_positives
+        best = int(np.argmax(gains_S))  # the first, so the lowest, of equals
+        return float(scores_S[best]) if gains_S[best] > 0 else math.nan
+    if rule.kind == "sensitivity":
+        return float(scores_S[true_positives_S >= _least(rule, num_positives)][-1])
+    reaching = scores_S[num_negatives - false_positives_S >= _least(rule, num_negatives)]
+    if len(reaching):
+        return float(reaching[0])
+    highest = float(scores_S[-1])
+    return float(np.nextafter(highest, math.inf)) if highest < np.finfo(np.float64).max else math.nan
+
+
+def _least(rule: Rule, total: int) -> int:
+    """Return the smallest count that reaches the rule's share, which is the decimal as written: 0.9 is 9/10."""
+    return math.ceil(Fraction(str(float(rule.at_least))) * total)
+
+
+def _measure(is_positive_N: np.ndarray, scores_N: np.ndarray, threshold: float, codes_N: np.ndarray) -> OperatingPoint:
+    if not math.isfinite(threshold):
+        raise ValueError(f"threshold is {threshold}, expected a finite number")
+    num_patients = int(codes_N.max(initial=-1)) + 1
+    places_N = (2 * is_positive_N + (scores_N >= threshold)) * num_patients + codes_N
+    tn_P, fp_P, fn_P, tp_P = np.bincount(places_N, minlength=4 * num_patients).reshape(4, num_patients)
+    counts = [int(counts_P.sum()) for counts_P in (tp_P, fp_P, fn_P, tn_P)]
+    sensitivity, specificity = _rate(tp_P, fn_P), _rate(tn_P, fp_P)
+    return OperatingPoint(float(threshold), *counts, sensitivity, specificity, _rate(tp_P, fp_P), _rate(tn_P, fn_P))
+
+
+def _rate(counts_P: np.ndarray, others_P: np.ndarray) -> Rate:
+    count, total = int(counts_P.sum()), int(counts_P.sum() + others_P.sum())
+    if total == 0:
+        return Rate(math.nan, math.nan, math.nan, 0, 0)
+    return Rate(count / total, *_wilson(count / total, _effective_number(counts_P, others_P)), count, total)
+
+
+def _effective_number(counts_P: np.ndarray, others_P: np.ndarray) -> float:
+    """Return how many independent images would tell as much: total / max(1, design effect).
+
+    The design effect (Rao and Scott, Biometrics 1992) is the variance of p = count / total as a ratio of sums over
+    m patients, m / (m - 1) * sum (c_i - p n_i)^2 / total^2, over that of independent images. The latter,
+    p (1 - p) / total, takes the factor m / (m - 1) too: with one image a patient the design effect is then exactly 1,
+    and copies of every image change nothing. So that the bound of 1 does not take copies for images either, a divisor
+    which all counts share is first taken out. With fewer than 30 patients the design effect is a rough guess; where
+    there is none, as p is 0 or 1 or m is 1, the effective number is m, as if a patient's images all told the same.
+    """
+    totals_P = counts_P + others_P
+    count, total, num_patients = int(counts_P.sum()), int(totals_P.sum()), int(np.count_nonzero(totals_P))
+    if count in (0, total) or num_patients == 1:
+        return num_patients
+    # Python's integers, since these pass 64 bits: sums of squares times total^2, by patient and by image
+    squares, products, sizes = int(counts_P @ counts_P), int(counts_P @ totals_P), int(totals_P @ totals_P)
+    by_patient = total**2 * squares - 2 * total * count * products + count**2 * sizes
+    by_image = total * count * (total - count)
+    most = total // int(np.gcd.reduce(np.append(counts_P, totals_P)))
+    return most if by_patient * most <= by_image * total else by_image * total / by_patient
+
+
+def _wilson(share: float, number: float) -> Tuple[float, float]:
+    half = Z_95 * math.sqrt(share * (1 - share) / number + Z_95**2 / (4 * number**2))
+    spread = Z_95**2 / (2 * number) + half
+    # The roots of Wilson's quadratic, each without a difference of near numbers: exactly 0 and 1 at the ends.
+    return share**2 / (share + spread), 1 - (1 - share) ** 2 / (1 - share + spread)

@@ -1,0 +1,276 @@
+"""A ViT cut into pipeline stages, one process each, run by `torch.distributed.pipelining`.
+
+Each process builds the model, keeps its own stage's modules and drops the others', under their names in the whole
+model: so weights and optimizer states of all stages, put together, are those of an ordinary checkpoint.
+
+B images of a micro-batch, T tokens, D width, L labels."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from chestxray_vit.errors import InputError
+from chestxray_vit.pipeline.ipu_config import PipelineMode, training
+
+TORCHRUN = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands: a stage of a replica.
+
+    Attributes:
+        stage, num_stages: which stage this is, and how many a replica has.
+        replica, num_replicas: likewise.
+        device: this process computes on.
+        pipeline: process group of this replica's stages.
+        siblings: process group of this stage in all replicas.
+    """
+
+    stage: int
+    num_stages: int
+    replica: int
+    num_replicas: int
+    device: torch.device
+    pipeline: Any
+    siblings: Any
+
+    @property
+    def is_first(self) -> bool:
+        """The stage that takes pixels."""
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        """The stage that takes labels, and knows the loss."""
+        return self.stage == self.num_stages - 1
+
+    @property
+    def is_main(self) -> bool:
+        """The one process that prints and writes."""
+        return self.stage == 0 and self.replica == 0
+
+    def rank(self, stage: int, replica: Optional[int] = None) -> int:
+        """Return the rank of a stage, of this replica or another."""
+        return (self.replica if replica is None else replica) * self.num_stages + stage
+
+
+def init_stage_rank(config: Dict[str, Any], device: str) -> Place:
+    """Join the processes that torchrun started, and return this one's place.
+
+    torchrun's variables are then taken away: accelerate would wrap each stage in data parallelism by them.
+
+    Args:
+        config: of `backend.pipeline_config`, which has looked at the number of processes.
+        device: `cpu` or `cuda`.
+    """
+    local = torch.device("cpu")
+    if device == "cuda":
+        local = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(local)
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    for name in TORCHRUN:
+        os.environ.pop(name, None)
+    return place_of(training(config).ipus_per_replica, local)
+
+
+def place_of(num_stages: int, device: torch.device) -> Place:
+    """Return this process's place in the running process group."""
+    rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    mesh = torch.distributed.device_mesh.init_device_mesh(
+        device.type, (processes // num_stages, num_stages), mesh_dim_names=("replica", "stage")
+    )
+    groups = mesh.get_group("stage"), mesh.get_group("replica")
+    return Place(rank % num_stages, num_stages, rank // num_stages, processes // num_stages, device, *groups)
+
+
+def parts_of(vit: nn.Module) -> Tuple[nn.Module, nn.ModuleList, nn.Module, nn.Module]:
+    """Return embeddings, encoder layers, final norm and head, whatever the version of transformers calls them."""
+    body = vit.base_model
+    layers = next(module for module in body.modules() if isinstance(module, nn.ModuleList))
+    return body.embeddings, layers, body.layernorm, vit.classifier
+
+
+class Stage(nn.Module):
+    """The part of a ViT that one process holds."""
+
+    def __init__(self, vit: nn.Module, place: Place, layers_by_ipu: Tuple[int, ...], recompute: bool):
+        """Cut the model in place: what other stages hold becomes nothing, and keeps its place for the names.
+
+        Args:
+            vit: a whole ViTForImageClassification.
+            place: of this process.
+            layers_by_ipu: encoder layers of each stage.
+            recompute: keep only each layer's output, and compute the rest again in the backward pass.
+        """
+        super().__init__()
+        _, layers, _, _ = parts_of(vit)
+        first = sum(layers_by_ipu[: place.stage])
+        own = range(first, first + layers_by_ipu[place.stage])
+        for number in set(range(len(layers))) - set(own):
+            layers[number] = nn.Identity()
+        body = vit.base_model
+        if not place.is_first:
+            body.embeddings = nn.Identity()
+        if not place.is_last:
+            body.layernorm, vit.classifier = nn.Identity(), nn.Identity()
+        self.vit = vit
+        self.place, self.own, self.recompute = place, own, recompute
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return hidden states (B, T, D), or the logits (B, L), from pixels (B, 3, H, W) or hidden states."""
+        embeddings, layers, norm, head = parts_of(self.vit)
+        hidden_BTD = embeddings(inputs) if self.place.is_first else inputs
+        for number in self.own:
+            hidden_BTD = self._layer(layers[number], hidden_BTD)
+        return head(norm(hidden_BTD)[:, 0]) if self.place.is_last else hidden_BTD
+
+    def _layer(self, layer: nn.Module, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            output = torch.utils.checkpoint.checkpoint(layer, hidden_BTD, use_reentrant=False)
+        else:
+            output = layer(hidden_BTD)
+        return output[0] if isinstance(output, tuple) else output  # transformers 4 returns a tuple
+
+
+class Pipeline:
+    """The stages of a model at work: this process's own, and its neighbours.
+
+    Attributes:
+        place: of this process.
+        stage: its part of the model; `stage.vit` has the whole model's names.
+    """
+
+    def __init__(
+        self,
+        vit: nn.Module,
+        place: Place,
+        mode: PipelineMode,
+        micro_batch: int,
+        recompute: bool,
+        schedule: str = "1f1b",
+        pos_weight_L: Optional[torch.Tensor] = None,
+    ):
+        """Cut the model and set up the schedule.
+
+        Args:
+            vit: a whole model, the same in every process; it is cut in place.
+            place: of `init_stage_rank`.
+            mode: of training, from the IPU configuration.
+            micro_batch: images of a micro-batch.
+            recompute: see `Stage`.
+            schedule: one of `schedule.SCHEDULES`.
+            pos_weight_L: weights of the positives in the loss.
+        """
+        from torch.distributed import pipelining
+
+        config = vit.config
+        self.place, self.micro_batch, self.num_micro = place, micro_batch, mode.gradient_accumulation_steps
+        if schedule == "1f1b" and self.num_micro < place.num_stages:
+            raise InputError(
+                f"{self.num_micro} micro-batches do not fill {place.num_stages} stages by 1F1B. Set "
+                f"--gradient_accumulation_steps to {place.num_stages} or more, or --pipeline_schedule gpipe."
+            )
+        tokens = (config.image_size // config.patch_size) ** 2 + 1
+        self.hidden_shape = (micro_batch, tokens, config.hidden_size)
+        self.stage = Stage(vit, place, mode.layers_by_ipu(config.num_hidden_layers), recompute).to(place.device)
+        self.pos_weight_L = None if pos_weight_L is None else pos_weight_L.to(place.device)
+        self.runner = pipelining.PipelineStage(
+            self.stage, place.stage, place.num_stages, place.device, group=place.pipeline
+        )
+        kind = pipelining.Schedule1F1B if schedule == "1f1b" else pipelining.ScheduleGPipe
+        self.schedule = kind(self.runner, self.num_micro, loss_fn=self._loss)
+
+    def _loss(self, logits_BL: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
+        return binary_cross_entropy_with_logits(logits_BL.float(), labels_BL, pos_weight=self.pos_weight_L)
+
+    def step(self, pixels: Optional[torch.Tensor], labels_NL: torch.Tensor) -> torch.Tensor:
+        """Run forward and backward of one update, and leave its mean gradients in the parameters.
+
+        Args:
+            pixels: of this replica's images, on the first stage.
+            labels_NL: of the same images.
+
+        Returns:
+            The mean loss over all replicas, on every process.
+        """
+        losses: List[torch.Tensor] = []
+        inputs = (pixels,) if self.place.is_first else ()
+        targets = {"target": labels_NL, "losses": losses} if self.place.is_last else {}
+        self.schedule.step(*inputs, **targets, return_outputs=False)
+        loss = torch.stack(losses).mean().detach() if losses else torch.zeros((), device=self.place.device)
+        torch.distributed.broadcast(loss, self.place.rank(self.place.num_stages - 1), group=self.place.pipeline)
+        if self.place.num_replicas > 1:
+            self._mean_over_replicas([loss, *self._gradients()])
+        return loss
+
+    def _gradients(self) -> List[torch.Tensor]:
+        return [parameter.grad for parameter in self.stage.parameters() if parameter.grad is not None]
+
+    def _mean_over_replicas(self, tensors: List[torch.Tensor]) -> None:
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor, group=self.place.siblings)
+            tensor /= self.place.num_replicas
+
+    @torch.no_grad()
+    def score(self, pixels: Optional[torch.Tensor], num_images: int) -> Optional[torch.Tensor]:
+        """Run the forward pass alone.
+
+        Args:
+            pixels: of whole micro-batches, on the first stage.
+            num_images: how many they are.
+
+        Returns:
+            The logits (N, L) on the last stage, else None.
+        """
+        place, logits, sent = self.place, [], []
+        for start in range(0, num_images, self.micro_batch):
+            if place.is_first:
+                inputs = pixels[start : start + self.micro_batch]
+            else:
+                inputs = torch.empty(self.hidden_shape, device=place.device)
+                torch.distributed.recv(inputs, place.rank(place.stage - 1), group=place.pipeline)
+            output = self.stage(inputs)
+            if place.is_last:
+                logits.append(output.float())
+            else:
+                output = output.contiguous()
+                send = torch.distributed.isend(output, place.rank(place.stage + 1), group=place.pipeline)
+                sent.append((send, output))  # the tensor must live until it is sent
+        for send, _ in sent:
+            send.wait()
+        return torch.cat(logits) if logits else None
+
+    def gradient_norm(self) -> torch.Tensor:
+        """Return the norm of the whole model's gradients, on every process."""
+        squares = [gradient.float().square().sum() for gradient in self._gradients()]
+        total = torch.stack(squares).sum() if squares else torch.zeros((), device=self.place.device)
+        torch.distributed.all_reduce(total, group=self.place.pipeline)
+        return total.sqrt()
+
+    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        """Scale the gradients as `torch.nn.utils.clip_grad_norm_` does for a whole model, and return their norm."""
+        norm = self.gradient_norm()
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in self._gradients():
+            gradient.mul_(scale)
+        return norm
+
+    def gather(self, by_name: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+        """Return what all stages of the first replica hold by the whole model's names, on the main process."""
+        if self.place.replica:
+            return None
+        gathered: Optional[List[Any]] = [None] * self.place.num_stages if self.place.is_main else None
+        torch.distributed.gather_object(by_name, gathered, dst=0, group=self.place.pipeline)
+        return None if gathered is None else {name: value for part in gathered for name, value in part.items()}
+
+    def weights(self) -> Optional[Dict[str, torch.Tensor]]:
+        """Return the whole model's weights on the main process, else None."""
+        return self.gather({name: tensor.cpu() for name, tensor in self.stage.vit.state_dict().items()})

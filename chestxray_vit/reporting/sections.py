@@ -1,0 +1,85 @@
+"""Compare two runs on the same images: paired, by patient, finding by finding and over all.
+
+Fourteen tests find a difference somewhere by chance, so each p stands beside Holm's, adjusted for the fourteen.
+
+Shapes: N images, L = 14 findings in NIH's order."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+
+from chestxray_vit.artifacts.predictions import Predictions
+from chestxray_vit.errors import Problems
+from chestxray_vit.labels import FINDINGS
+from chestxray_vit.metrics.roc_auc import Difference, auc, compare, compare_macro, holm, macro
+
+METHOD = (
+    "a is the first file, b the second; paired, by patient (Obuchowski 1997); two-sided normal p, and Holm's for "
+    "the 14 findings"
+)
+
+
+def comparison(a: Predictions, b: Predictions) -> Dict[str, Any]:
+    """Return the differences of two runs, a minus b, as auc.json holds them: None where undefined.
+
+    Args:
+        a: of the run that the report is of.
+        b: of another run on the same images, in any order.
+
+    Raises:
+        InputError: the two runs differ in images, targets or patients.
+    """
+    targets_NL, scores_a_NL, scores_b_NL = a.targets_NL, a.scores_NL, b.scores_NL[_rows_of_same_images(a, b)]
+    patients_N = np.asarray(a.patient_ids, dtype=str)
+    rows, columns = [], zip(FINDINGS, targets_NL.T, scores_a_NL.T, scores_b_NL.T)
+    for finding, targets_N, scores_a_N, scores_b_N in columns:
+        aucs = auc(targets_N, scores_a_N), auc(targets_N, scores_b_N)
+        rows.append({"finding": finding, **_difference(*aucs, compare(targets_N, scores_a_N, scores_b_N, patients_N))})
+    adjusted = holm([math.nan if row["p"] is None else row["p"] for row in rows])
+    for row, p in zip(rows, adjusted):
+        row["p_holm"] = _defined(p)
+    aucs = macro(targets_NL, scores_a_NL).auc, macro(targets_NL, scores_b_NL).auc
+    overall = _difference(*aucs, compare_macro(targets_NL, scores_a_NL, scores_b_NL, patients_N))
+    return {"method": METHOD, "macro": overall, "findings": rows}
+
+
+def _difference(auc_a: float, auc_b: float, difference: Difference) -> Dict[str, Optional[float]]:
+    numbers = {
+        "auc_a": auc_a,
+        "auc_b": auc_b,
+        "difference": difference.difference,
+        "se": math.sqrt(difference.variance),
+        "z": difference.z,
+        "p": difference.p,
+    }
+    return {name: _defined(number) for name, number in numbers.items()}
+
+
+def _rows_of_same_images(a: Predictions, b: Predictions) -> List[int]:
+    """Return where the images of a are in b, or raise an InputError that lists what differs."""
+    problems = Problems("the two predictions files cannot be compared")
+    row_of = {name: row for row, name in enumerate(b.file_names)}
+    for name in a.file_names:
+        if name not in row_of:
+            problems.add("an image is in the first file only", name)
+    for name in sorted(set(row_of).difference(a.file_names)):
+        problems.add("an image is in the second file only", name)
+    for row_a, name in enumerate(a.file_names):
+        row_b = row_of.get(name)
+        if row_b is None:
+            continue
+        if (a.targets_NL[row_a] != b.targets_NL[row_b]).any():
+            problems.add("the targets of an image differ", name, "Were both runs evaluated on one metadata.jsonl?")
+        if a.patient_ids[row_a] != b.patient_ids[row_b]:
+            ids = f"{a.patient_ids[row_a]!r} and {b.patient_ids[row_b]!r}"
+            problems.add("the patient_id of an image differs", f"{name}: {ids}")
+    problems.raise_if_any()
+    return [row_of[name] for name in a.file_names]
+
+
+def _defined(number: float) -> Optional[float]:
+    """Return None for NaN: JSON has none."""
+    return None if math.isnan(number) else float(number)

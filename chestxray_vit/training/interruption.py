@@ -1,0 +1,150 @@
+"""What ends a training early: a signal, a full disk, no memory; in plain words, and after a signal with a checkpoint.
+
+A training that takes days is told to stop by whoever needs the machine. So the first SIGINT (Ctrl-C) or SIGTERM
+(a scheduler's) lets the update finish and saves it; resumed, the run is bit for bit that of no stop."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from pathlib import Path
+from typing import Any, Iterator, Optional
+
+import torch
+from safetensors import SafetensorError
+from transformers import TrainerCallback
+
+from chestxray_vit.errors import REMEDIES, InputError, Stopped, explain_out_of_memory, handle_signals, is_disk_error
+from chestxray_vit.training import distributed as processes
+
+logger = logging.getLogger(__name__)
+
+# words of the errors of those that write weights: safetensors' and torch's, which does not say why
+DISK_FULL = ("No space left", "os error 28", "PytorchStreamWriter failed", "iostream error", "unexpected pos")
+
+
+class StopAfterUpdate(TrainerCallback):
+    """Ends a training after the update in which it was told to, with a checkpoint, in all processes at the same one.
+
+    Where the update is an epoch's last, that epoch's evaluation comes first: a resumed run would not make up for it.
+    """
+
+    def __init__(self) -> None:
+        self.told = 0  # the signal's number
+        self.agreed = 0  # the same, of any process
+        self.group: Optional[Any] = None  # of all processes, on CPUs: to ask there does not hold up a GPU
+        if processes.num_processes() > 1 and torch.distributed.is_initialized():
+            self.group = torch.distributed.new_group(backend="gloo")
+
+    def tell(self, number: int) -> None:
+        """Note a signal."""
+        self.told = number
+        if processes.is_main_process():
+            logger.warning("stopping: finishing this update and saving a checkpoint; a second Ctrl-C leaves at once")
+
+    def agree(self) -> int:
+        """Return the signal that any of the processes was told, 0 for none; all must ask."""
+        self.agreed = self.told
+        if self.group is not None:
+            number = torch.tensor(self.told)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self.group)
+            self.agreed = int(number)
+        return self.agreed
+
+    def on_step_end(self, args, state, control, **_):
+        """Ask for a checkpoint, unless the epoch's end is due."""
+        if self.agree():
+            control.should_training_stop = True
+            if state.epoch % 1:
+                control.should_save = control.should_log = True
+
+    def on_epoch_end(self, args, state, control, **_):
+        """Ask for a checkpoint."""
+        control.should_save = control.should_save or bool(self.agreed)
+
+    def on_save(self, args, state, control, **_):
+        """Let others read the checkpoint as far as umask does; leave, if told to."""
+        if state.is_world_process_zero:
+            _as_umask_says(Path(args.output_dir, f"checkpoint-{state.global_step}"))
+        if self.agreed:
+            # now: the Trainer would load the best model, and remove this checkpoint if one only is to be kept
+            self.leave(state.global_step, saved=True)
+
+    def leave(self, updates: int, saved: bool) -> None:
+        """End the run, once all processes are here; one of them says so."""
+        speaks = processes.is_main_process()
+        processes.leave()
+        if not speaks:
+            raise SystemExit(128 + self.agreed)
+        remedy = "; go on with --resume_from_checkpoint last" if saved else ", without a checkpoint"
+        raise Stopped(self.agreed, f"stopped after update {updates}{remedy}")
+
+
+def _as_umask_says(folder: Path) -> None:
+    """Give weights the mode that other files have: safetensors writes for its owner alone."""
+    mode = (folder / "trainer_state.json").stat().st_mode
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
+
+
+@contextlib.contextmanager
+def after_an_update(trainer) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM end a training after its update, with a checkpoint; the second leaves at once.
+
+    Args:
+        trainer: of `backend.make_trainer`, for whose `train` this is.
+
+    Raises:
+        Stopped: the training was told to end.
+    """
+    callback = StopAfterUpdate()
+    trainer.add_callback(callback)
+    with handle_signals(callback.tell):
+        try:
+            yield
+        except BaseException as error:
+            _end_bars(trainer)  # else what is told next stands at the end of one
+            if callback.told and "DataLoader worker" in str(error):  # the signal ended one before it could ignore it
+                saved = any(Path(trainer.args.output_dir).glob("checkpoint-*"))
+                callback.agreed = callback.told
+                callback.leave(trainer.state.global_step, saved)
+            raise
+        if callback.agree():  # after the last update
+            saved = Path(trainer.args.output_dir, f"checkpoint-{trainer.state.global_step}").is_dir()
+            callback.leave(trainer.state.global_step, saved)
+
+
+def _end_bars(trainer) -> None:
+    for callback in trainer.callback_handler.callbacks:
+        for name in ("prediction_bar", "training_bar"):
+            bar = getattr(callback, name, None)
+            if bar is not None:
+                bar.close()
+
+
+@contextlib.contextmanager
+def explain_disk_and_memory_errors(folder: str, at_a_time: int, total: int) -> Iterator[None]:
+    """Tell a full disk and a lack of memory as what the user can mend.
+
+    Args:
+        folder: that is written to.
+        at_a_time: images that a pass takes.
+        total: images of an update.
+
+    Raises:
+        InputError: in place of what torch and safetensors tell of it.
+    """
+    remedy = f"lower --per_device_train_batch_size (the global batch of {total:,} stays)"
+    try:
+        with explain_out_of_memory(at_a_time, remedy):
+            yield
+    except OSError as error:
+        if error.filename is None and is_disk_error(error):
+            error.filename = folder
+        raise
+    except (RuntimeError, SafetensorError) as error:
+        if not any(words in str(error) for words in DISK_FULL):
+            raise
+        remedy = REMEDIES[errno.ENOSPC]
+        raise InputError(f"{folder}: the disk is full. {remedy}. Earlier outputs are whole.") from error

@@ -1,0 +1,180 @@
+"""What a run folder holds beside the weights: how it was trained, on what, and how well.
+
+The checkpoint is written aside and moved in; train_config.json comes last and says that the run is whole. A process
+killed while it moves leaves no config.json, so that none reads weights of one run with another's settings."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from chestxray_vit.artifacts.metadata import METADATA, find_metadata
+from chestxray_vit.artifacts.thresholds import FILE as THRESHOLDS
+from chestxray_vit.data.synthetic.release import is_synthetic
+from chestxray_vit.errors import InputError
+from chestxray_vit.reporting.model_card import CARD, CONFIG, model_card
+from chestxray_vit.storage.atomic import ASIDE_RUN, sha256, write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+NAMES = (CONFIG, CARD, THRESHOLDS)  # of what is written aside by itself
+STATE, WEIGHTS, MODEL = "trainer_state.json", "*.safetensors", "config.json"
+
+
+def check_free(output_dir: str, overwrite: bool) -> None:
+    """Refuse a folder that holds an earlier run, which training would mix with the new one."""
+    earlier = [path.name for path in Path(output_dir).glob("*") if path.name == CONFIG or "checkpoint-" in path.name]
+    if earlier and not overwrite:
+        raise InputError(
+            f"{output_dir}: holds an earlier run ({', '.join(sorted(earlier)[:3])}). "
+            "Go on with it (--resume_from_checkpoint last), replace it (--overwrite), or name another --output_dir."
+        )
+
+
+def last_checkpoint(output_dir: str) -> str:
+    """Return the newest whole checkpoint of a run; one that was being written when its process ended is passed over.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [folder for folder in Path(output_dir).glob("checkpoint-*") if folder.name[len("checkpoint-") :].isdigit()]
+    folders = sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
+    flaws: List[str] = []
+    while folders:
+        folder = folders.pop()
+        flaw = _flaw(folder)
+        if flaw is None:
+            return str(folder)
+        flaws.append(f"{folder.name} cannot be loaded: {flaw}")
+        logger.warning("%s is not whole, and passed over: %s", folder, flaw)
+    what = "; ".join(flaws) or f"no checkpoint in {output_dir}"
+    raise InputError(f"--resume_from_checkpoint: {what}. Start without this flag.")
+
+
+def _flaw(folder: Path) -> Optional[str]:
+    """Return what a checkpoint lacks whose process may have ended while it was written; None if it is whole."""
+    states = list(folder.glob("rng_state*.pth"))
+    if not (folder / STATE).is_file() or not states:  # both come last
+        return f"no {STATE if states else 'rng_state.pth'}"
+    weights = list(folder.glob(WEIGHTS))
+    pickles = [*states, *folder.glob("optimizer.pt"), *folder.glob("scheduler.pt")] if weights else []
+    short = [path.name for path in weights if path.stat().st_size != _told_size(path)]
+    short += [path.name for path in pickles if not zipfile.is_zipfile(path)]  # which looks for the end
+    if weights and not _is_json(folder / STATE):
+        short.append(STATE)
+    return f"{', '.join(short)} cut short" if short else None
+
+
+def _told_size(path: Path) -> int:
+    """Return the bytes of a safetensors file as its header tells them: 8 of the header's length, header, tensors."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length) if length < path.stat().st_size else b"")
+        except ValueError:
+            return -1
+    return 8 + length + max((tensor["data_offsets"][1] for tensor in header.values() if "dtype" in tensor), default=0)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
+def clear_run(output_dir: str) -> None:
+    """Remove an earlier run's checkpoints, so that none of them is taken for this run's."""
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        (folder / STATE).unlink(missing_ok=True)  # first: half a folder must not look whole
+        shutil.rmtree(folder)
+
+
+def data_facts(dataset_dir: str, num_images: Dict[str, int]) -> Dict[str, Any]:
+    """Return what a run was trained on: the fingerprint of the metadata and the images of each split."""
+    return {
+        "name": Path(dataset_dir).resolve().name,
+        "drawn": is_synthetic(dataset_dir),
+        METADATA: sha256(find_metadata(dataset_dir)),
+        "images": num_images,
+    }
+
+
+def write_run(
+    output_dir: str,
+    model,
+    processor,
+    state,
+    config: Dict[str, Any],
+    metrics: Dict[str, float],
+    ipu_config: Optional[Dict[str, Any]],
+) -> None:
+    """Write a finished run.
+
+    Args:
+        output_dir: of the run; checkpoints of the way may lie in it.
+        model, processor: the best ones, saved in float32 as safetensors.
+        state: the Trainer's, with its log.
+        config: `flags`, `training_arguments`, `versions`, `data`, for train_config.json.
+        metrics: validation metrics of the model, `eval_roc_auc` and so on; empty without validation.
+        ipu_config: the IPU configuration that gave the global batch, if one was named.
+    """
+    target = Path(output_dir)
+    target.mkdir(parents=True, exist_ok=True)
+    config = {**config, "validation_auc": _validation_auc(metrics)}
+    with tempfile.TemporaryDirectory(prefix=ASIDE_RUN, dir=target) as aside:
+        model.save_pretrained(aside, safe_serialization=True)
+        processor.save_pretrained(aside)
+        state.save_to_json(os.path.join(aside, STATE))
+        if ipu_config is not None:
+            write_json(Path(aside, "ipu_config.json"), ipu_config)
+        draw_loss(state.log_history, Path(aside, "loss.png"))
+        write_text(Path(aside, CARD), model_card(target.resolve().name, config))
+        mode = Path(aside, CARD).stat().st_mode  # as umask says; safetensors writes for its owner alone
+        for name in (CONFIG, MODEL, THRESHOLDS):  # without the second no earlier weights are read for these
+            (target / name).unlink(missing_ok=True)
+        for path in sorted(Path(aside).iterdir(), key=lambda path: path.name == MODEL):
+            path.chmod(mode)
+            os.replace(path, target / path.name)
+    write_json(target / CONFIG, json.loads(json.dumps(config, default=str)))
+
+
+def _validation_auc(metrics: Dict[str, float]) -> Dict[str, Optional[float]]:
+    """Return the AUCs among the metrics of a validation, None where undefined."""
+    aucs = {name[len("eval_") :]: value for name, value in metrics.items()}
+    aucs = {name: value for name, value in aucs.items() if name.startswith(("roc_auc", "num_findings"))}
+    return {name: None if value != value else value for name, value in aucs.items()}
+
+
+def draw_loss(log_history: List[Dict[str, float]], path: Path):
+    """Draw loss and learning rate by update into a PNG, and return the matplotlib figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    train = [entry for entry in log_history if "loss" in entry]
+    validation = [entry for entry in log_history if "eval_loss" in entry]
+    steps = [entry["step"] for entry in train]
+    axes.plot(steps, [entry["loss"] for entry in train], label="training loss", color="C0")
+    for_validation = [entry["step"] for entry in validation], [entry["eval_loss"] for entry in validation]
+    axes.plot(*for_validation, "o--", label="validation loss", color="C1")
+    axes.set_xlabel("update")
+    axes.set_ylabel("binary cross-entropy")
+    axes.grid(alpha=0.3)
+    rates = axes.twinx()
+    rates.plot(steps, [entry["learning_rate"] for entry in train], ":", label="learning rate", color="C2")
+    rates.set_ylabel("learning rate")
+    rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    lines = [line for line in (*axes.get_lines(), *rates.get_lines()) if len(line.get_xdata())]
+    axes.legend(lines, [str(line.get_label()) for line in lines], loc="upper right")
+    figure.savefig(path, dpi=120)
+    return figure

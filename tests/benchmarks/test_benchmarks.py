@@ -1,0 +1,90 @@
+"""The benchmarks run and say what they should; how fast the package is, only a full run tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.__main__ import BENCHMARKS, main
+from tests.benchmarks.measure import Result, interleave, to_markdown
+from tests.benchmarks.releases import CSV, write_tables
+
+ROOT = Path(__file__).parents[2]
+KEYS = {"benchmark", "work", "unit", "baseline", "baseline_is", "ours", "ratio", "at_least", "below", "reached"}
+KEYS |= {"limit", "limit_is"}
+LIMITED = {"ingest", "open", "preprocess", "cache_build", "cached_read", "evaluate", "auc", "bootstrap"}
+
+
+def test_all_benchmarks_run_small(tmp_path):
+    pytest.importorskip("datasets")
+    path = tmp_path / "numbers.json"
+    command = [sys.executable, "-m", "tests.benchmarks", "--rows", "400", "--json", str(path)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # beside other tests, two threads of a tiny model only wait
+    run = subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True, timeout=300)
+    content = json.loads(path.read_text())
+
+    assert content["rows"] == 400
+    assert {"cpu", "cores", "python", "numpy", "torch", "transformers", "datasets"} <= set(content["machine"])
+    assert list(dict.fromkeys(result["benchmark"] for result in content["results"])) == list(BENCHMARKS)
+    lines = run.stdout.splitlines()
+    for line, result in zip(lines[2:], content["results"]):
+        assert set(result) == KEYS
+        assert line.count("|") == 8
+        assert (result["benchmark"] not in LIMITED) or (result["limit"] > 0 and result["limit_is"] in line)
+        assert line.startswith(f"| {result['benchmark']} ")
+        assert result["work"] in line
+        assert result["ours"] > 0
+        assert result["reached"] is None  # targets hold at full size only
+        if result["baseline"] is not None:
+            faster = result["baseline"] / result["ours"]
+            assert result["ratio"] == pytest.approx(1 / faster if result["unit"].endswith("/s") else faster)
+    assert "cores" in lines[-1]
+
+
+def test_result_knows_which_way_is_better_and_whether_the_target_is_reached():
+    slower = Result("a", "w", "ms", 4.0, baseline=2.0, baseline_is="b", at_least=1.0, limit=0.0123, limit_is="l")
+    faster = Result("a", "w", "images/s", ours=30.0, baseline=10.0, baseline_is="b", at_least=3.0)
+    assert (slower.ratio, slower.reached) == (0.5, False)
+    assert (faster.ratio, faster.reached) == (3.0, True)
+    assert (Result("a", "w", "s", ours=2.0, below=2).reached, Result("a", "w", "s", ours=2.0).reached) == (False, None)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in to_markdown([slower, faster]).splitlines()]
+    assert rows[0] == ["benchmark", "what", "baseline", "ours", "ratio", "limit", "target"]
+    assert rows[2] == ["a", "w", "2.00 ms (b)", "4.00 ms", "0.50x", "0.012 ms (l)", ">= 1x: MISSED"]
+    assert rows[3] == ["a", "w", "10.0 images/s (b)", "30.0 images/s", "3.00x", "", ">= 3x: reached"]
+
+
+def test_interleave_turns_the_order_and_leaves_out_the_first_round():
+    calls = []
+    clock = iter(range(100))
+    ways = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    # the clock is read around every counted run, and at the start of the others
+    medians = interleave(ways, 2, lambda: next(clock))
+    assert calls == ["b", "a", "a", "b", "b", "a"]
+    assert medians == {"a": 1, "b": 1}
+
+
+def test_drawn_table_has_the_size_and_form_of_the_real_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.benchmarks.releases.REAL", tmp_path / "nowhere")
+    assert write_tables(tmp_path / "release", 1000) == "drawn table, 1,000 rows"
+    from chestxray_vit import ingest
+    from chestxray_vit.data.readers import nih
+
+    entries = nih.read_entries(tmp_path / "release" / CSV)
+    assert len(entries) == len(set(entries.column("file_name"))) == 1000
+    args = ingest.parser().parse_args([str(tmp_path / "release")])
+    splits = set(ingest._assign(args, entries, ingest._find_lists(args)).column("split"))
+    assert splits == {"train", "validation", "test"}
+
+
+def test_unknown_benchmark_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["ingest", "digest"])
+    assert (
+        "no benchmark digest. Known: ingest, ingest_end_to_end, open, preprocess, cache_build, cached_read, waiting"
+        in capsys.readouterr().err
+    )

@@ -1,0 +1,307 @@
+"""The table does not depend on the blocks, wrong lines are named, the disk is left clean; names keep their order."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chestxray_vit.artifacts import metadata
+from chestxray_vit.artifacts.metadata import folders, listed, outside, packed, places, read_metadata, unpacked
+from chestxray_vit.errors import InputError
+
+NAMES = ["b.png", "a/ä.png", "a/z.png", "a.png", "a/b/\U0001f9b4.png", "\ufffd.png", "a b.png", "00000001_000.png", "Z"]
+
+
+def row_of(name, place=0, **fields):
+    labels = [float(place % 14 == finding) for finding in range(14)]
+    row = {"file_name": name, "labels": labels, "split": ["train", "test"][place % 2], "patient_id": place}
+    return {**row, "age": None if place % 3 else 57, "sex": "F", "view": None, "follow_up": place, **fields}
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Return a metadata.jsonl of nine rows with empty files for images."""
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return written(tmp_path / "metadata.jsonl", [row_of(name, place) for place, name in enumerate(NAMES)])
+
+
+def written(path, rows, line_end="\n"):
+    path.write_bytes("".join(json.dumps(row) + line_end for row in rows).encode())
+    return path
+
+
+def refusal(path, split=None):
+    with pytest.raises(InputError) as error:
+        read_metadata(path, split)
+    return str(error.value).replace(f"{path.parent}/", "")
+
+
+# The table.
+
+
+@pytest.mark.parametrize("block", [1, 300, 1000, 1 << 18])
+@pytest.mark.parametrize("split", [None, "train", "test"])
+def test_rows_are_those_of_the_file_whatever_the_blocks(path, monkeypatch, block, split):
+    monkeypatch.setattr(metadata, "BLOCK", block)
+    table = read_metadata(path, split)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    expected = [
+        {"image": {"bytes": None, "path": f"{path.parent}/{row['file_name']}"}, **row}
+        for row in rows
+        if split in (None, row["split"])
+    ]
+    assert table.to_pylist() == expected
+    assert [str(kind) for kind in table.schema.types[:2]] == [
+        "struct<bytes: binary, path: string>",
+        "fixed_size_list<item: float>[14]",
+    ]
+    assert [str(kind) for kind in table.schema.types[2:]] == [
+        *("string", "string", "int64", "int64", "string", "string", "int64")
+    ]
+
+
+@pytest.mark.parametrize("block", [1, 1 << 18])
+def test_blank_lines_other_fields_and_line_ends(path, monkeypatch, block):
+    monkeypatch.setattr(metadata, "BLOCK", block)
+    expected = read_metadata(path).to_pylist()
+    lines = path.read_text().splitlines()
+    rows = [{**json.loads(line), "other": place if place < 4 else "text"} for place, line in enumerate(lines)]
+    text = "".join(["\ufeff", *(json.dumps(row) + "\r\n\r\n  \r\n" for row in rows)])
+    path.write_bytes((text + "\n" * 5).encode())
+    assert read_metadata(path).to_pylist() == expected
+    path.write_bytes(text.rstrip().encode())  # no line end at the end
+    assert read_metadata(path).to_pylist() == expected
+
+
+def test_the_table_lies_in_a_file_of_which_nothing_is_left(path, monkeypatch):
+    folder = path.parent / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+
+    def mapped():
+        return [line for line in Path("/proc/self/maps").read_text().splitlines() if f" {folder}/" in line]
+
+    table = read_metadata(path)
+    assert os.listdir(folder) == []
+    (line,) = mapped()
+    assert line.endswith("(deleted)")
+    assert line.split()[1] == "r--s"
+    low, high = (int(end, 16) for end in line.split()[0].split("-"))
+    for column in table.columns:
+        for buffer in filter(None, column.chunk(0).buffers()):
+            assert low <= buffer.address < high or not buffer.size
+    again = table.slice(3, 2)
+    del table, column, buffer
+    assert again["file_name"].to_pylist() == NAMES[3:5]
+    del again
+    gc.collect()
+    assert mapped() == []
+    assert not [fd for fd in os.listdir("/proc/self/fd") if str(folder) in os.path.realpath(f"/proc/self/fd/{fd}")]
+
+
+def test_a_temporary_folder_that_is_not_there(path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(path.parent / "nowhere"))
+    text = refusal(path)
+    assert text.startswith("nowhere: the table of the images cannot be laid there: [Errno 2] No such file or directory")
+    assert text.endswith(". Make room, or name another folder: TMPDIR=D.")
+
+
+def test_a_full_temporary_folder(path):
+    code = (
+        "import resource, sys; from pathlib import Path; from chestxray_vit.artifacts import metadata; from chestxray_vit import errors as problems\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))\n"
+        "try: metadata.read_metadata(Path(sys.argv[1]))\n"
+        "except problems.InputError as error: print(error)\n"
+        "else: print('read')"
+    )
+    said = []
+    for limit in (1 << 20, 600):  # bytes of a file
+        command = [sys.executable, "-c", code, str(path), str(limit)]
+        said.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert said[0] == "read\n"
+    assert said[1].endswith(
+        "the table of the images cannot be laid there: [Errno 27] File too large. "
+        "Make room, or name another folder: TMPDIR=D.\n"
+    )
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    """At most 100 bytes a row at the highest; as strings and Arrow columns they took 1,800."""
+    code = (
+        "import sys, tracemalloc, pyarrow; from pathlib import Path; from chestxray_vit.artifacts.metadata import read_metadata\n"
+        "first, *paths = map(Path, sys.argv[1:])\n"
+        "pools = pyarrow.system_memory_pool(), pyarrow.default_memory_pool()\n"
+        "read_metadata(first)\n"
+        "tracemalloc.start()\n"
+        "for path in paths:\n"
+        "    table = read_metadata(path)\n"
+        "    print(tracemalloc.get_traced_memory()[1] + sum(pool.max_memory() for pool in pools))"
+    )
+    paths = []
+    for count in (100, 4_000, 16_000):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        names = [f"{number:08d}_000.png" for number in range(count)]
+        for name in names:
+            (folder / name).touch()
+        paths.append(written(folder / "metadata.jsonl", [row_of(name, place) for place, name in enumerate(names)]))
+    run = subprocess.run([sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True, check=True)
+    small, large = map(int, run.stdout.split())
+    assert (large - small) / 12_000 < 100
+
+
+# Rows that are refused.
+
+
+@pytest.mark.parametrize("block", [1, 700, 1 << 18])
+@pytest.mark.parametrize("place", [0, 4, 8])
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (b'{"file_name": "a.png", ', "JSON parse error: Missing a name for object member"),
+        (b'{"patient_id": "three"}', "JSON parse error: Column(/patient_id) changed from number to string"),
+        (b'{"file_name": "\xff.png"}', "Column 0: In chunk 0: Invalid: Invalid UTF8 sequence"),
+        (b"[1, 2]", "no JSON object"),
+        (b"nul", "no JSON object"),
+    ],
+)
+def test_a_line_that_cannot_be_parsed_is_named(path, monkeypatch, block, place, wrong, reason):
+    monkeypatch.setattr(metadata, "BLOCK", block)
+    lines = path.read_bytes().splitlines()
+    lines[place : place + 1] = [b"", wrong, b""]
+    path.write_bytes(b"\n".join(lines))
+    text = refusal(path)
+    assert text.startswith(f"metadata.jsonl: line {place + 2}: {reason}")
+    assert text.endswith(f". Ingest again: python -m chestxray_vit.ingest {path.parent}")
+
+
+@pytest.mark.parametrize("block", [1, 1 << 18])
+@pytest.mark.parametrize("place", [0, 4])
+@pytest.mark.parametrize("wrong", [b"null", b" \t\r\n null", b"\xef\xbb\xbfnull", b"null {}"])
+@pytest.mark.parametrize("other", [b"", b"\n{"])
+def test_a_line_of_null_does_not_end_the_process(path, monkeypatch, block, place, wrong, other):
+    """Arrow reads no memory of its own where that is the first value."""
+    monkeypatch.setattr(metadata, "BLOCK", block)
+    lines = path.read_bytes().splitlines()
+    lines[place] = wrong + other
+    path.write_bytes(b"\n".join(lines))
+    assert re.match(r"metadata.jsonl: .*\bline \d: (no |JSON parse error)", refusal(path))
+
+
+@pytest.mark.parametrize("block", [1, 700, 1 << 18])
+def test_problems_of_all_blocks_are_told_at_once(path, monkeypatch, block):
+    monkeypatch.setattr(metadata, "BLOCK", block)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[2]["labels"][3] = 0.5
+    rows[5]["labels"][3] = 2
+    rows[3]["split"], rows[7]["split"] = "val", "dev"
+    rows[8]["file_name"], rows[1]["file_name"] = rows[0]["file_name"], rows[4]["file_name"]
+    rows[6]["file_name"] = "../x.png"
+    rows[7]["file_name"] = "/x.png"
+    written(path, rows)
+    again = f"Ingest again: python -m chestxray_vit.ingest {path.parent}"
+    assert refusal(path, "train") == (
+        "metadata.jsonl: 4 kinds of problems\n"
+        f"  - label neither 0 nor 1: line 3. {again}\n"
+        f"  - unknown split: 'dev'; 'val'. Known: train, validation, test. {again}\n"
+        f"  - doubled image: b.png on 2 lines; a/b/\U0001f9b4.png on 2 lines. {again}\n"
+        f"  - image outside the folder: '..'; '/'. {again}"
+    )
+    rows[4]["labels"].append(0.0)
+    written(path, rows)
+    assert "  - labels of another length: found [14, 15], expected 14 (or 15) in every row." in refusal(path)
+    rows[5]["split"], rows[6]["file_name"], rows[7]["file_name"] = None, None, None
+    written(path, rows)
+    assert refusal(path) == f"metadata.jsonl: missing value: line 7: no file_name; line 6: no split. {again}"
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \n\n \n"])
+def test_no_rows(path, text):
+    path.write_text(text)
+    again = f"Ingest again: python -m chestxray_vit.ingest {path.parent}"
+    assert refusal(path) == refusal(path, "train") == f"metadata.jsonl: no rows. {again}"
+
+
+def test_a_file_that_cannot_be_read(path):
+    assert refusal(path.parent / "a") == "a: cannot be read: Is a directory. Mend that, and run again."
+
+
+def test_missing_images_are_counted_and_the_first_of_the_file_is_named(path):
+    for name in (NAMES[1], NAMES[5], NAMES[6]):
+        (path.parent / name).unlink()
+    remedy = "Put them back, or ingest again with --allow_missing."
+    where = f"{path.parent}: "
+    assert refusal(path) == f"{where}3 of 9 images are missing (first: a/ä.png). {remedy}"
+    assert refusal(path, "test") == f"{where}2 of 4 images are missing (first: a/ä.png). {remedy}"
+    assert refusal(path, "train") == f"{where}1 of 5 images are missing (first: a b.png). {remedy}"
+
+
+def test_other_files_in_the_folder_do_not_matter(path):
+    for name in (b"\xff.png", b"a.png.bak", b"n" * 250):
+        (path.parent / os.fsdecode(name)).touch()
+    assert read_metadata(path).num_rows == 9
+
+
+# Names.
+
+
+@pytest.mark.parametrize("count", [0, 1, 1023, 1024, 1025])
+def test_names_are_held_in_the_order_given(count):
+    names = [f"{'ä' * (number % 7)}{number}" for number in range(count)]
+    names_N = packed(iter(names))
+    assert names_N.shape == (count,)
+    assert unpacked(names_N) == names
+
+
+def test_names_sort_as_strings_do():
+    names = [*NAMES, "\udcff.png", "\ud7ff", "\ue000", "\uffff", "\U00010000", "a", "aa", "", "A", "ab", "é", "e\u0301"]
+    random.Random(1).shuffle(names)
+    names_N = packed(names)
+    names_N.sort()
+    assert unpacked(names_N) == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["a.png\0", "a\0b.png", "\0", "n" * 8193, "ä" * 4097])
+def test_names_that_no_file_can_have(name):
+    with pytest.raises(InputError) as error:
+        packed(["b.png", name])
+    assert str(error.value) == f"no file can have the name {name[:80]!r}. Ingest the release again."
+
+
+def test_places_of_names():
+    names_N = packed(sorted(NAMES))
+    wanted = ["b.png", "", "zz", "a.png", "00000001_000.png.bak", "00000001_000.pn", "a/b/\U0001f9b4.pngg", "b.png"]
+    expected = [sorted(NAMES).index(name) if name in NAMES else -1 for name in wanted]
+    places_M = places(names_N, packed(wanted))
+    assert (places_M.dtype, places_M.tolist()) == (np.int64, expected)
+    assert places(names_N, packed([])).shape == (0,)
+
+
+def test_folders_of_names():
+    assert folders(packed(NAMES)) == {"", "a/", "a/b/"}
+    assert folders(packed(["/x", "../x", "a.png"])) == {"/", "../", ""}
+    assert [outside(folder) for folder in ("", "a/", "a..b/", "/", "/a/", "../", "a/../")] == [False] * 3 + [True] * 4
+
+
+def test_a_scan_gives_what_is_among_the_names(path):
+    names_N = packed(sorted(NAMES))
+    found = [
+        (unpacked(names_N)[place], file.name)
+        for folder in ("", "a/")
+        for places_M, files in listed(path.parent, folder, names_N)
+        for place, file in zip(places_M.tolist(), files)
+        if place >= 0
+    ]
+    assert sorted(found) == sorted((name, name.rpartition("/")[2]) for name in NAMES if "/b/" not in name)

@@ -1,0 +1,540 @@
+"""Rows equal ImageFolder's, pixels the image processor's; metadata that `ingest` would not write is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+datasets = pytest.importorskip("datasets")
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from chestxray_vit.artifacts.metadata import find_metadata
+from chestxray_vit.data import dataset as xrays_module
+from chestxray_vit.data.dataset import (
+    Preprocess,
+    collate,
+    load_xrays,
+    names_of,
+    preprocessed,
+    read_grey,
+    targets_of,
+)
+from chestxray_vit.errors import InputError
+from chestxray_vit.ingest import main as ingest
+from chestxray_vit.labels import FINDINGS
+from tests.conftest import MINI_ROWS, write_release
+
+COLUMNS = ["image", "labels", "file_name", "split", "patient_id", "age", "sex", "view", "follow_up"]
+
+
+@pytest.fixture
+def dataset(mini_release):
+    """Return the mini release, ingested: patient 1 train, 2 validation, 3 test."""
+    assert ingest([str(mini_release), "--val_fraction", "0.2"]) == 0
+    return mini_release
+
+
+@pytest.fixture(scope="module")
+def processor():
+    """Return an image processor with a mean and std of its own for each channel."""
+    return transformers.ViTImageProcessor(
+        size={"height": 48, "width": 40}, image_mean=[0.485, 0.5, 0.406], image_std=[0.229, 0.5, 0.225], resample=3
+    )
+
+
+def metadata_of(folder):
+    return [json.loads(line) for line in (folder / "images" / "metadata.jsonl").read_text().splitlines()]
+
+
+def plain(row):
+    """Return a row without its image."""
+    return {name: value for name, value in row.items() if name != "image"}
+
+
+# load_xrays
+
+
+@pytest.mark.parametrize("split", [None, "train", "validation", "test"])
+def test_rows_are_those_of_the_metadata(synthetic_dataset, split):
+    expected = [row for row in metadata_of(synthetic_dataset) if split in (None, row["split"])]
+    xrays = load_xrays(synthetic_dataset, split)
+    assert xrays.column_names == COLUMNS
+    assert len(xrays) == len(expected) > 20
+    for row, wanted in zip(xrays, expected):
+        assert plain(row) == wanted
+        with Image.open(synthetic_dataset / "images" / wanted["file_name"]) as image:
+            assert row["image"].tobytes() == image.tobytes()
+
+
+def test_types(dataset):
+    features = load_xrays(dataset).features
+    assert features["labels"].feature == datasets.Value("float32")
+    assert features["labels"].length == 14
+    kinds = [features[name].dtype for name in COLUMNS[2:]]
+    assert kinds == ["string", "string", "int64", "int64", "string", "string", "int64"]
+
+
+def test_the_table_stays_where_it_is_mapped(dataset, monkeypatch):
+    """A schema that is not that of the features would be cast, a missing fingerprint made of a pickled table."""
+    monkeypatch.setattr(datasets.table, "table_cast", None)
+    monkeypatch.setattr(datasets.arrow_dataset, "generate_fingerprint", None)
+    xrays = load_xrays(dataset)
+    assert xrays.data.nbytes > 0
+    fingerprints = [load_xrays(dataset, split)._fingerprint for split in (None, "train", "test", None)]
+    assert fingerprints[0] == fingerprints[3] == xrays._fingerprint
+    assert len(set(fingerprints)) == 3
+
+
+def test_a_pickled_data_set_is_the_same(dataset):
+    xrays = load_xrays(dataset, "train")
+    again = pickle.loads(pickle.dumps(xrays))
+    assert again.features == xrays.features
+    assert again.to_dict() == xrays.to_dict()
+
+
+def test_row_for_row_what_imagefolder_gives(synthetic_dataset, tmp_path):
+    read = datasets.load_dataset(
+        "imagefolder",
+        data_dir=str(synthetic_dataset / "images"),
+        split="train",
+        cache_dir=str(tmp_path),
+    ).cast_column("image", datasets.Image(decode=False))
+    xrays = load_xrays(synthetic_dataset)
+    # datasets 2 gives the rows in the order of the files, datasets 5 in that of the metadata
+    of_imagefolder = {row["image"]["path"]: plain(row) for row in read}
+    assert len(of_imagefolder) == len(read) == len(xrays)
+    for row in xrays.cast_column("image", datasets.Image(decode=False)):
+        path = row["image"]["path"]
+        assert path == f"{synthetic_dataset}/images/{row.pop('file_name')}"
+        assert plain(row) == of_imagefolder[path]
+
+
+def test_nulls_and_fifteen_labels(tmp_path):
+    rows = [*MINI_ROWS, "00000004_000.png,No Finding,,4,411Y,,,2500,2048,0.171,0.171"]
+    release = write_release(tmp_path / "release", rows)
+    assert ingest([str(release), "--include_no_finding"]) == 0
+    row = load_xrays(release)[5]
+    assert row["labels"] == [0.0] * 14 + [1.0]
+    assert [row[name] for name in ("patient_id", "age", "sex", "view", "follow_up")] == [4, None, None, None, None]
+
+
+def test_relative_folder_and_layout_of_the_kaggle_mirror(tmp_path, monkeypatch):
+    release = write_release(tmp_path / "Röntgen 1", images="images_001/images")
+    assert ingest([str(release)]) == 0
+    monkeypatch.chdir(tmp_path)
+    row = load_xrays("Röntgen 1")[4]
+    assert row["file_name"] == "images_001/images/00000003_001.png"
+    assert row["image"].tobytes() == bytes([160]) * 64
+
+
+def test_an_absent_image_of_another_split_does_not_matter(dataset):
+    (dataset / "images" / "00000003_000.png").unlink()
+    assert len(load_xrays(dataset, "train")) == 2
+    with pytest.raises(InputError) as error:
+        load_xrays(dataset, "test")
+    assert str(error.value) == (
+        f"{dataset}/images: 1 of 2 images are missing (first: 00000003_000.png). "
+        "Put them back, or ingest again with --allow_missing."
+    )
+
+
+def test_a_missing_image_folder(dataset):
+    assert ingest([str(dataset), "--output", str(dataset / "metadata.jsonl")]) == 0
+    shutil.rmtree(str(dataset / "images"))
+    with pytest.raises(InputError, match="5 of 5 images are missing .first: images/00000001_000.png.. Put them back"):
+        load_xrays(dataset)
+
+
+# find_metadata
+
+
+def test_metadata_is_found_in_the_folder_and_beside_the_images(dataset):
+    path = dataset / "images" / "metadata.jsonl"
+    assert find_metadata(dataset) == find_metadata(str(dataset)) == path
+    assert find_metadata(dataset / "images") == path
+    beside = [plain(row) for row in load_xrays(dataset)]
+    assert [plain(row) for row in load_xrays(dataset / "images")] == beside
+    assert ingest([str(dataset), "--val_fraction", "0.2", "--output", str(dataset / "metadata.jsonl")]) == 0
+    path.unlink()
+    assert find_metadata(dataset) == dataset / "metadata.jsonl"
+    above = [plain(row) for row in load_xrays(dataset)]
+    assert above == [{**row, "file_name": f"images/{row['file_name']}"} for row in beside]
+
+
+def test_metadata_in_both_places(dataset):
+    shutil.copy(str(dataset / "images" / "metadata.jsonl"), str(dataset / "metadata.jsonl"))
+    for find in (find_metadata, load_xrays):
+        with pytest.raises(InputError) as error:
+            find(dataset)
+        assert str(error.value) == (
+            f"{dataset}/metadata.jsonl and {dataset}/images/metadata.jsonl are both there. "
+            "Name the folder of one, or remove the older."
+        )
+    assert find_metadata(dataset / "images") == dataset / "images" / "metadata.jsonl"
+    (dataset / "metadata.jsonl").unlink()
+    (dataset / "metadata.jsonl").mkdir()  # no file
+    assert find_metadata(dataset) == dataset / "images" / "metadata.jsonl"
+
+
+def test_metadata_beyond_a_link_is_anothers(dataset, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "images").symlink_to(dataset / "images")
+    assert find_metadata(own) == own / "images" / "metadata.jsonl"
+    theirs = (dataset / "images" / "metadata.jsonl").read_bytes()
+    shutil.copy(str(dataset / "Data_Entry_2017_v2020.csv"), str(own))
+    assert ingest([str(own)]) == 0
+    assert find_metadata(own) == own / "metadata.jsonl"
+    assert load_xrays(own)[0]["file_name"] == "images/00000001_000.png"
+    assert (dataset / "images" / "metadata.jsonl").read_bytes() == theirs
+
+
+@pytest.mark.parametrize("images", ["images", "images_001/images"])
+def test_where_ingest_writes_the_other_stages_find(tmp_path, images):
+    release = write_release(tmp_path / "release", images=images)
+    assert ingest([str(release)]) == 0
+    assert len(load_xrays(release)) == 5
+
+
+def test_a_column_that_is_null_in_every_row(tmp_path):
+    rows = [f"0000000{n}_000.png,Mass,,{n},411Y,,,1,1,1,1" for n in range(1, 4)]
+    release = write_release(tmp_path / "release", rows)
+    assert ingest([str(release)]) == 0
+    xrays = load_xrays(release)
+    assert [xrays.features[name].dtype for name in COLUMNS[5:]] == ["int64", "string", "string", "int64"]
+    assert [[row[name] for name in COLUMNS[5:]] for row in xrays] == [[None] * 4] * 3
+
+
+# Metadata that `ingest` would not write.
+
+
+def refusal(folder, *changes, split=None):
+    """Return the text with which metadata is refused after (line, field, value) changes."""
+    rows = metadata_of(folder)
+    for line, field, value in changes:
+        rows[line - 1][field] = value
+    (folder / "images" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(InputError) as error:
+        load_xrays(folder, split)
+    assert str(error.value).startswith(f"{folder}/images/")
+    return str(error.value).replace(f"{folder}/images/", "")
+
+
+AGAIN = "Ingest again: python -m chestxray_vit.ingest "
+
+
+def test_no_metadata(mini_release):
+    with pytest.raises(InputError) as error:
+        load_xrays(mini_release)
+    assert str(error.value) == (
+        f"{mini_release}/metadata.jsonl and {mini_release}/images/metadata.jsonl: no such file. "
+        f"First: python -m chestxray_vit.ingest {mini_release}"
+    )
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: "",
+        lambda text: "\n",
+        lambda text: text[:-30],
+        lambda text: text.replace('"train"', "train", 1),
+        lambda text: text.replace("[0.0, 1.0", "[zero, 1.0", 1),
+        lambda text: text.replace('"patient_id": 3', '"patient_id": "three"', 1),
+        lambda text: text.replace('"patient_id": 3', '"patient_id": 3.5', 1),
+        lambda text: text.replace('"labels": [', '"labels": [[', 1).replace("], ", "]], ", 1),
+        lambda text: f"[{text}]",
+        lambda text: text + "\x00",
+    ],
+)
+def test_broken_json(dataset, spoil):
+    path = dataset / "images" / "metadata.jsonl"
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(InputError, match=f"^{path}: .*{AGAIN}{dataset}$"):
+        load_xrays(dataset)
+
+
+def test_ragged_labels(dataset):
+    assert refusal(dataset, (2, "labels", [0.0] * 13)) == (
+        f"metadata.jsonl: labels of another length: found [13, 14], expected 14 (or 15) in every row. {AGAIN}{dataset}"
+    )
+    every = [(line, "labels", [0.0] * 16) for line in range(1, 6)]
+    assert "labels of another length: found [16], expected 14 (or 15) in every row." in refusal(dataset, *every)
+    assert "found [0, 16], expected" in refusal(dataset, (4, "labels", []))
+
+
+@pytest.mark.parametrize("value", [0.5, 2, -1, None, 1e-9])
+def test_a_label_that_is_neither_0_nor_1(dataset, value):
+    assert refusal(dataset, (4, "labels", [0.0] * 13 + [value])) == (
+        f"metadata.jsonl: label neither 0 nor 1: line 4. {AGAIN}{dataset}"
+    )
+
+
+@pytest.mark.parametrize("split", [None, "train"])
+def test_an_unknown_split(dataset, split):
+    assert refusal(dataset, (1, "split", "val"), (5, "split", "Test"), split=split) == (
+        f"metadata.jsonl: unknown split: 'Test'; 'val'. Known: train, validation, test. {AGAIN}{dataset}"
+    )
+
+
+def test_a_doubled_image(dataset):
+    assert refusal(dataset, (1, "file_name", "00000003_000.png")) == (
+        f"metadata.jsonl: doubled image: 00000003_000.png on 2 lines. {AGAIN}{dataset}"
+    )
+
+
+@pytest.mark.parametrize("folder", ["..", "../images", "images/../..", "/etc"])
+def test_an_image_outside_the_folder(dataset, folder):
+    expected = f"metadata.jsonl: image outside the folder: {folder!r}. {AGAIN}{dataset}"
+    assert refusal(dataset, (3, "file_name", f"{folder}/00000003_000.png"), split="train") == expected
+
+
+@pytest.mark.parametrize("field", ["file_name", "labels", "split", "patient_id"])
+def test_a_missing_value(dataset, field):
+    expected = f"metadata.jsonl: missing value: line 3: no {field}. {AGAIN}{dataset}"
+    assert refusal(dataset, (3, field, None)) == expected
+    rows = metadata_of(dataset)
+    del rows[2][field]
+    (dataset / "images" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert refusal(dataset) == expected
+
+
+def test_all_problems_are_told_at_once(dataset):
+    text = refusal(
+        dataset,
+        (1, "split", "val"),
+        (2, "labels", [0.5] * 14),
+        (3, "file_name", "../00000003_000.png"),
+        (4, "file_name", "00000001_000.png"),
+    )
+    assert [line.split(":")[0] for line in text.splitlines()[1:]] == [
+        "  - label neither 0 nor 1",
+        "  - unknown split",
+        "  - doubled image",
+        "  - image outside the folder",
+    ]
+
+
+def test_an_empty_split(mini_release):
+    assert ingest([str(mini_release)]) == 0
+    with pytest.raises(InputError) as error:
+        load_xrays(mini_release, "validation")
+    assert str(error.value) == (
+        f"{mini_release}/images/metadata.jsonl: no image in the validation split. "
+        "Ingest with other lists or --val_fraction."
+    )
+
+
+# read_grey
+
+
+def random_HW(seed=0, size=(50, 70), high=256, dtype=np.uint8):
+    return np.random.default_rng(seed).integers(0, high, size).astype(dtype)
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def grey_rgba(alpha=255):
+    grey_HW = random_HW()
+    return Image.fromarray(np.dstack([grey_HW, grey_HW, grey_HW, np.full_like(grey_HW, alpha)]))
+
+
+@pytest.mark.parametrize(
+    "image, expected_HW",
+    [
+        (Image.fromarray(random_HW()), random_HW()),
+        (Image.fromarray(random_HW()).convert("RGB"), random_HW()),
+        (grey_rgba(), random_HW()),
+        (grey_rgba().convert("LA"), random_HW()),
+        (grey_rgba(alpha=0), np.zeros_like(random_HW())),
+        (Image.fromarray(random_HW()).convert("P"), random_HW()),
+        (Image.fromarray(random_HW() > 127), (random_HW() > 127) * 255),
+        (Image.fromarray(random_HW(high=65536, dtype=np.uint16)), random_HW(high=65536, dtype=np.uint16) >> 8),
+        (Image.fromarray(random_HW(high=4096, dtype=np.uint16)), random_HW(high=4096, dtype=np.uint16) >> 8),
+    ],
+    ids=["L", "RGB", "RGBA", "LA", "transparent", "P", "1", "I;16", "12 bits in 16"],
+)
+def test_read_grey(tmp_path, image, expected_HW):
+    data = encoded(image)
+    grey = read_grey(data)
+    assert (grey.mode, grey.size) == ("L", (70, 50))
+    np.testing.assert_array_equal(np.asarray(grey), expected_HW)
+    (tmp_path / "a.png").write_bytes(data)
+    assert read_grey(tmp_path / "a.png").tobytes() == read_grey(str(tmp_path / "a.png")).tobytes() == grey.tobytes()
+
+
+def test_transparency_is_laid_over_black():
+    half = Image.new("RGBA", (4, 4), (200, 200, 200, 128))
+    assert set(read_grey(encoded(half)).tobytes()) == {200 * 128 // 255}
+    palette = Image.fromarray(random_HW()).convert("P")
+    grey_HW = np.asarray(read_grey(encoded(palette, transparency=7)))
+    np.testing.assert_array_equal(grey_HW, np.where(np.asarray(palette) == 7, 0, random_HW()))
+
+
+def test_colour_becomes_grey_as_pillow_makes_it():
+    colour = Image.fromarray(random_HW(size=(20, 30, 3)))
+    assert read_grey(encoded(colour)).tobytes() == colour.convert("L").tobytes()
+
+
+def test_jpeg():
+    data = encoded(Image.fromarray(random_HW()), "JPEG")
+    with Image.open(io.BytesIO(data)) as image:
+        assert read_grey(data).tobytes() == image.convert("L").tobytes()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "EPS", "PPM", "WEBP"])
+def test_other_formats_named_png_are_refused(tmp_path, kind):
+    path = tmp_path / "00000001_000.png"
+    path.write_bytes(encoded(Image.fromarray(random_HW()).convert("RGB"), kind))
+    with pytest.raises(InputError, match=f"^{path}: cannot be decoded: .* Fetch it again, or leave it out.$"):
+        read_grey(path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("keep", [0, 8, 30, 1000])
+def test_a_cut_image_is_refused(kind, keep):
+    with pytest.raises(InputError, match="^image: cannot be decoded: .* Fetch it again, or leave it out.$"):
+        read_grey(encoded(Image.fromarray(random_HW()), kind)[:keep])
+
+
+def test_no_such_image(tmp_path):
+    with pytest.raises(InputError, match=f"^{tmp_path}/a.png: cannot be decoded: .*No such file"):
+        read_grey(tmp_path / "a.png")
+
+
+# Preprocess
+
+
+def reference(processor, image):
+    """Return what the checkpoint's own image processor makes of an image."""
+    return processor(image.convert("RGB"), return_tensors="np")["pixel_values"][0]
+
+
+def assert_same_pixels(processor, image, shown=None):
+    """Compare the bytes of `image` as preprocessed with what the processor makes of `shown`."""
+    rows = Preprocess(processor)({"image": [{"bytes": encoded(image), "path": None}]})
+    pixels, expected = rows["pixel_values"][0], reference(processor, image if shown is None else shown)
+    assert pixels.dtype == torch.float32
+    assert pixels.shape == expected.shape == (3, processor.size["height"], processor.size["width"])
+    assert pixels.numpy().tobytes() == np.asarray(expected, np.float32).tobytes()  # bit for bit
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 40), (31, 200), (1024, 1024), (7, 9)])
+def test_pixels_are_the_processors(processor, size):
+    assert_same_pixels(processor, Image.fromarray(random_HW(size=size)))
+
+
+@pytest.mark.parametrize("resample", [0, 2, 3])
+def test_pixels_with_other_filters(resample):
+    own = transformers.ViTImageProcessor(size={"height": 24, "width": 24}, resample=resample)
+    assert_same_pixels(own, Image.fromarray(random_HW()))
+
+
+def test_pixels_of_other_modes(processor):
+    grey = Image.fromarray(random_HW())
+    assert_same_pixels(processor, grey_rgba(), grey)
+    assert_same_pixels(processor, grey_rgba().convert("RGB"), grey)
+    assert_same_pixels(processor, grey.convert("P"), grey)
+    wide_HW = random_HW(high=65536, dtype=np.uint16)
+    assert_same_pixels(processor, Image.fromarray(wide_HW), Image.fromarray((wide_HW >> 8).astype(np.uint8)))
+
+
+def test_pixels_of_the_real_deit(deit_tiny, synthetic_dataset):
+    own = transformers.AutoImageProcessor.from_pretrained(deit_tiny)
+    assert Preprocess(own).size == (224, 224)
+    grey = Image.fromarray(random_HW(size=(1024, 1024)))
+    for image in (grey, Image.fromarray(np.dstack([random_HW(size=(500, 400))] * 3)), Image.new("L", (224, 224), 9)):
+        assert_same_pixels(own, image)
+    for path in sorted((synthetic_dataset / "images").glob("*.png"))[:5]:
+        assert_same_pixels(own, Image.open(path))
+
+
+def test_pixels_without_normalisation():
+    own = transformers.ViTImageProcessor(size={"height": 24, "width": 24}, do_normalize=False)
+    assert_same_pixels(own, Image.fromarray(random_HW()))
+
+
+def test_half_precision(processor):
+    grey = read_grey(encoded(Image.fromarray(random_HW())))
+    half, single = (Preprocess(processor, dtype).pixels(grey) for dtype in (np.float16, np.float32))
+    assert half.dtype == torch.float16
+    assert torch.equal(half, single.half())
+
+
+def test_a_processor_without_height_and_width():
+    own = transformers.ViTImageProcessor(size={"height": 24, "width": 24})
+    own.size = {"shortest_edge": 24}
+    with pytest.raises(InputError, match="^preprocessor_config.json: size is .*, expected height and width.$"):
+        Preprocess(own)
+
+
+def test_preprocess_pickles(processor):
+    preprocess = Preprocess(processor)
+    again = pickle.loads(pickle.dumps(preprocess))
+    grey = read_grey(encoded(Image.fromarray(random_HW())))
+    assert torch.equal(again.pixels(grey), preprocess.pixels(grey))
+
+
+# From folder to batch.
+
+
+def test_batches_hold_exactly_two_fields(dataset, processor):
+    view = preprocessed(load_xrays(dataset), Preprocess(processor))
+    assert len(view) == 5
+    batch = collate([view[place] for place in (4, 0, 3)])
+    assert list(batch) == ["pixel_values", "labels"]
+    assert (batch["pixel_values"].shape, batch["pixel_values"].dtype) == ((3, 3, 48, 40), torch.float32)
+    expected = [metadata_of(dataset)[place]["labels"] for place in (4, 0, 3)]
+    assert (batch["labels"].tolist(), batch["labels"].dtype) == (expected, torch.float32)
+    for pixels, place in zip(batch["pixel_values"], (4, 0, 3)):
+        assert np.array_equal(pixels.numpy(), reference(processor, Image.new("L", (8, 8), 40 * place)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_data_loader_gives_every_row_once(synthetic_dataset, processor, num_workers):
+    xrays = load_xrays(synthetic_dataset, "validation")
+    view = preprocessed(xrays, Preprocess(processor))
+    batches = list(torch.utils.data.DataLoader(view, batch_size=4, collate_fn=collate, num_workers=num_workers))
+    assert torch.cat([batch["labels"] for batch in batches]).tolist() == [row["labels"] for row in xrays]
+    pixels = torch.cat([batch["pixel_values"] for batch in batches])
+    assert np.array_equal(pixels.numpy(), np.stack([reference(processor, row["image"]) for row in xrays]))
+
+
+def test_a_damaged_image_is_named(dataset, processor):
+    path = dataset / "images" / "00000002_000.png"
+    path.write_bytes(path.read_bytes()[:45])
+    view = preprocessed(load_xrays(dataset), Preprocess(processor))
+    with pytest.raises(InputError, match=f"^{path}: cannot be decoded: "):
+        view[3]
+
+
+@pytest.mark.parametrize("split", [None, "test"])
+def test_targets_of(synthetic_dataset, split):
+    targets_NL = targets_of(load_xrays(synthetic_dataset, split))
+    expected = [row["labels"] for row in metadata_of(synthetic_dataset) if split in (None, row["split"])]
+    assert (targets_NL.dtype, targets_NL.shape) == (np.float32, (len(expected), len(FINDINGS)))
+    assert targets_NL.tolist() == expected
+
+
+def test_names_and_targets_of_a_selection(synthetic_dataset, monkeypatch):
+    monkeypatch.setattr(xrays_module, "PART", 7)
+    xrays = load_xrays(synthetic_dataset)
+    rows = metadata_of(synthetic_dataset)
+    for places in ([3, 0, 40, 41, 42, 2, 9, 8, 7], [5], range(14), range(len(rows)), []):
+        chosen = xrays.select(places)
+        assert list(names_of(chosen)) == [rows[place]["file_name"] for place in places]
+        targets_NL = targets_of(chosen)
+        assert (targets_NL.dtype, targets_NL.shape) == (np.float32, (len(places), 14))
+        assert targets_NL.tolist() == [rows[place]["labels"] for place in places]
+        assert targets_NL.flags.writeable  # torch warns of what is not
