@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from chestxray_vit.data.synthetic import release as phantom
-from chestxray_vit.errors import InputError, cli_main
+from chestxray_vit.entry_point import cli_main
+from chestxray_vit.errors import InputError
 from chestxray_vit.storage.atomic import LOCK, folder_lock, write_text
 
 logger = logging.getLogger(__name__)

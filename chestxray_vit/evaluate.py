@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, ContextManager, Dict, Optional, Sequence
 
 from chestxray_vit.artifacts.predictions import VALIDATION
-from chestxray_vit.errors import InputError, cli_main, explain_out_of_memory
+from chestxray_vit.entry_point import cli_main
+from chestxray_vit.errors import InputError, explain_out_of_memory
 from chestxray_vit.training import arguments as flags
 
 logger = logging.getLogger(__name__)

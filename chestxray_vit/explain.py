@@ -23,7 +23,8 @@ from chestxray_vit import __version__
 from chestxray_vit.artifacts.metadata import find_metadata
 from chestxray_vit.data.readers.nih_boxes import Box, by_case, count_used, read_boxes
 from chestxray_vit.data.synthetic import release as phantom
-from chestxray_vit.errors import SHOWN, InputError, cli_main, explain_out_of_memory
+from chestxray_vit.entry_point import cli_main
+from chestxray_vit.errors import SHOWN, InputError, explain_out_of_memory
 from chestxray_vit.images.decode import read_grey
 from chestxray_vit.images.files import find_images
 from chestxray_vit.labels import FINDINGS

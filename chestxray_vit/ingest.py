@@ -24,7 +24,8 @@ from chestxray_vit.artifacts.metadata import METADATA
 from chestxray_vit.data import split
 from chestxray_vit.data.readers import nih
 from chestxray_vit.data.readers import nih_archives as archives
-from chestxray_vit.errors import InputError, Problems, cli_main
+from chestxray_vit.entry_point import cli_main
+from chestxray_vit.errors import InputError, Problems
 from chestxray_vit.labels import label_names
 from chestxray_vit.storage.atomic import atomic_write_many, folder_lock, sha256, write_bytes, write_json
 

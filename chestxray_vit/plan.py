@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple
 
-from chestxray_vit.errors import InputError, cli_main
+from chestxray_vit.entry_point import cli_main
+from chestxray_vit.errors import InputError
 from chestxray_vit.labels import FINDINGS
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline import ipu_config

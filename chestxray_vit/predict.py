@@ -17,7 +17,8 @@ from typing import Iterator, List, Optional, Sequence, Tuple
 
 from chestxray_vit.artifacts.thresholds import FILE as THRESHOLDS
 from chestxray_vit.artifacts.thresholds import read_thresholds
-from chestxray_vit.errors import InputError, cli_main, explain_out_of_memory
+from chestxray_vit.entry_point import cli_main
+from chestxray_vit.errors import InputError, explain_out_of_memory
 from chestxray_vit.images.files import find_images
 from chestxray_vit.labels import FINDINGS, SEPARATOR
 from chestxray_vit.metrics.operating_points import RULE_NAMES, RULES, Table, decide

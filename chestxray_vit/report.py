@@ -15,7 +15,8 @@ from typing import List, Optional, Sequence
 from chestxray_vit.artifacts.evaluation import read_provenance, source_of
 from chestxray_vit.artifacts.metadata import find_metadata
 from chestxray_vit.artifacts.predictions import VALIDATION, read_predictions
-from chestxray_vit.errors import InputError, cli_main
+from chestxray_vit.entry_point import cli_main
+from chestxray_vit.errors import InputError
 from chestxray_vit.images.thumbnails import thumbnails
 from chestxray_vit.reporting.render.text import to_text
 from chestxray_vit.reporting.summary import INTERVALS, OUTPUTS, Options, build_report, mistaken_images, write_results

@@ -11,7 +11,8 @@ import logging
 import sys
 from typing import Any, ContextManager, Dict, List, Optional, Sequence, Tuple
 
-from chestxray_vit.errors import InputError, cli_main
+from chestxray_vit.entry_point import cli_main
+from chestxray_vit.errors import InputError
 from chestxray_vit.training import arguments as flags
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""The files that pass between commands: metadata, predictions, thresholds, evaluation."""

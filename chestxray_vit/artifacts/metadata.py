@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Dict, Iterable, Iterator, List, Optional, Set,
 
 import numpy as np
 
-from chestxray_vit.data.split import SPLITS
 from chestxray_vit.errors import InputError, Problems
 from chestxray_vit.labels import FINDINGS
 from chestxray_vit.storage.atomic import PathLike
@@ -26,6 +25,7 @@ from chestxray_vit.storage.atomic import PathLike
 if TYPE_CHECKING:
     import pyarrow
 
+SPLITS = ("train", "validation", "test")
 METADATA = "metadata.jsonl"
 BLOCK = 1 << 18  # bytes of metadata.jsonl that are parsed at a time
 PART = 1024  # names that are Python strings at a time

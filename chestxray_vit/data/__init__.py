@@ -1,0 +1,1 @@
+"""From a release to arrays: readers, ingestion, split, data sets."""

@@ -13,7 +13,8 @@ from typing import Collection, Dict, Iterable, List, Optional, Sequence
 
 import numpy as np
 
-SPLITS = ("train", "validation", "test")
+from chestxray_vit.artifacts.metadata import SPLITS
+
 TEST_FRACTION = 0.2  # of the patients, where no test list is given; NIH's list has 9 % of them, 23 % of the images
 
 

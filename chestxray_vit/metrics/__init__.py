@@ -1,0 +1,1 @@
+"""Statistics of scores against labels: arrays in, numbers out."""

@@ -1,0 +1,1 @@
+"""Pipelined model parallelism: configuration, plan, schedule, stages."""

@@ -1,0 +1,1 @@
+"""The report of an evaluation: auc.json, and the model card."""

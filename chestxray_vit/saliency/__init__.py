@@ -1,0 +1,1 @@
+"""Heat maps of a model, and their scores on boxes."""

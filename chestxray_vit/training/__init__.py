@@ -1,0 +1,1 @@
+"""Fine-tuning: arguments, plan, engines, run folder."""

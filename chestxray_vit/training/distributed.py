@@ -9,9 +9,7 @@ from typing import Iterator, Tuple
 
 import torch
 
-from chestxray_vit.errors import InputError
-
-LOST = ("gloo", "NCCL", "Connection reset", "Connection closed")  # words of an error when a peer is gone
+from chestxray_vit.errors import InputError, is_foreign
 
 
 def world_size() -> int:
@@ -54,7 +52,7 @@ def explain_lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if num_processes() == 1 or not any(word in str(error) for word in LOST):
+        if num_processes() == 1 or not is_foreign(error, "process lost"):
             raise
         raise InputError(
             "another process of this run has ended; its own message tells why, if it could leave one. "

@@ -15,13 +15,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from chestxray_vit.errors import REMEDIES, InputError, Stopped, explain_out_of_memory, handle_signals, is_disk_error
+from chestxray_vit.entry_point import Stopped, handle_signals
+from chestxray_vit.errors import REMEDIES, InputError, explain_out_of_memory, is_disk_error, is_foreign
 from chestxray_vit.training import distributed as processes
 
 logger = logging.getLogger(__name__)
-
-# words of the errors of those that write weights: safetensors' and torch's, which does not say why
-DISK_FULL = ("No space left", "os error 28", "PytorchStreamWriter failed", "iostream error", "unexpected pos")
 
 
 class StopAfterUpdate(TrainerCallback):
@@ -144,7 +142,7 @@ def explain_disk_and_memory_errors(folder: str, at_a_time: int, total: int) -> I
             error.filename = folder
         raise
     except (RuntimeError, SafetensorError) as error:
-        if not any(words in str(error) for words in DISK_FULL):
+        if not is_foreign(error, "disk full"):
             raise
         remedy = REMEDIES[errno.ENOSPC]
         raise InputError(f"{folder}: the disk is full. {remedy}. Earlier outputs are whole.") from error

@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from chestxray_vit import train
-from chestxray_vit.errors import LOADERS_GRACE, InputError, Stopped, cli_main, handle_signals
+from chestxray_vit.entry_point import LOADERS_GRACE, Stopped, cli_main, handle_signals
+from chestxray_vit.errors import InputError
 from chestxray_vit.storage.atomic import folder_lock
 from chestxray_vit.training import interruption as stopping
 from chestxray_vit.training import run_folder
@@ -174,7 +175,8 @@ def test_a_forked_process_leaves_signals_to_its_parent(number, code):
 def test_the_second_signal_leaves_at_once(synthetic_dataset, tmp_path):
     """The update in which the first arrives never ends."""
     script = (
-        "import sys, time; from chestxray_vit import train; from chestxray_vit.training.engines.base import RestoringTrainer\n"
+        "import sys, time; from chestxray_vit import train\n"
+        "from chestxray_vit.training.engines.base import RestoringTrainer\n"
         "def slow(*_, **__):\n"
         "    print('in an update', flush=True)\n"
         "    while True: time.sleep(0.01)\n"

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from chestxray_vit import errors as problems
-from chestxray_vit.errors import READER_LEFT, InputError, Problems, cli_main, explain_out_of_memory
+from chestxray_vit.entry_point import READER_LEFT, cli_main
+from chestxray_vit.errors import InputError, Problems, explain_out_of_memory
 
 
 def test_nothing_noted_raises_nothing():
@@ -115,7 +116,7 @@ def test_reported_hides_no_other_exception(kind):
 
 PRINTING = """
 import sys
-from chestxray_vit.errors import cli_main
+from chestxray_vit.entry_point import cli_main
 @cli_main
 def main(argv=None):
     for _ in range({lines}):

@@ -1,0 +1,1 @@
+"""Decoded images at the model's size, kept on disk."""

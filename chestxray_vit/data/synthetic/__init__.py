@@ -1,0 +1,1 @@
+"""Synthetic releases for tests and the demo."""

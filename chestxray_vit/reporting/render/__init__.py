@@ -1,0 +1,1 @@
+"""The report as text, CSV, Markdown and HTML."""

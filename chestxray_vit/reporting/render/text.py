@@ -1,4 +1,4 @@
-"""The renderers of auc.json: text for a terminal, Markdown, CSV. Each shows the numbers of that one dict and makes none."""
+"""auc.json as text for a terminal, Markdown and CSV. Each shows the numbers of that one dict and computes none."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The engines: transformers' Trainer, a pipeline of processes, Graphcore IPUs."""

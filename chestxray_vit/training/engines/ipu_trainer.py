@@ -28,6 +28,7 @@ from chestxray_vit.errors import InputError
 from chestxray_vit.pipeline import ipu_config as configuration
 from chestxray_vit.pipeline.stage_plan import StagePlan
 from chestxray_vit.training.engines.base import (
+    EpochSampler,
     LogBeforeSave,
     PaddedDataset,
     Restoring,
@@ -101,7 +102,7 @@ class PipelinedTrainer(Restoring, IPUTrainer):
             self.opts,
             self.train_dataset,
             batch_size=args.per_device_train_batch_size,
-            sampler=Share(self.train_dataset, combined * count, seed, count, index),
+            sampler=EpochSampler(self.train_dataset, combined * count, seed, count, index),
             collate_fn=self.data_collator,
             num_workers=workers,
             persistent_workers=False,  # they would iterate for ever, deaf to the Trainer's epochs
@@ -210,7 +211,8 @@ def make_trainer(
     """Return the IPU's trainer, after checking what would fail only when compiled.
 
     Args:
-        model, processor, train_dataset, eval_dataset, pos_weight, metrics, to_pixel_values: as for `backend.make_trainer`.
+        model, processor, train_dataset, eval_dataset, pos_weight, metrics, to_pixel_values: as for
+            `backend.make_trainer`.
         args: of `training_arguments`.
         config: of `ipu_config.read_ipu_config`, of all of poprun's instances together.
         instance: index and number of poprun's instances.

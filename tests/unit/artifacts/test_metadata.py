@@ -120,7 +120,8 @@ def test_a_temporary_folder_that_is_not_there(path, monkeypatch):
 
 def test_a_full_temporary_folder(path):
     code = (
-        "import resource, sys; from pathlib import Path; from chestxray_vit.artifacts import metadata; from chestxray_vit import errors as problems\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from chestxray_vit.artifacts import metadata; from chestxray_vit import errors as problems\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))\n"
         "try: metadata.read_metadata(Path(sys.argv[1]))\n"
         "except problems.InputError as error: print(error)\n"
@@ -140,7 +141,8 @@ def test_a_full_temporary_folder(path):
 def test_memory_does_not_grow_with_the_rows(tmp_path):
     """At most 100 bytes a row at the highest; as strings and Arrow columns they took 1,800."""
     code = (
-        "import sys, tracemalloc, pyarrow; from pathlib import Path; from chestxray_vit.artifacts.metadata import read_metadata\n"
+        "import sys, tracemalloc, pyarrow; from pathlib import Path\n"
+        "from chestxray_vit.artifacts.metadata import read_metadata\n"
         "first, *paths = map(Path, sys.argv[1:])\n"
         "pools = pyarrow.system_memory_pool(), pyarrow.default_memory_pool()\n"
         "read_metadata(first)\n"

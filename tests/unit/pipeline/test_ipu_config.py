@@ -203,7 +203,10 @@ def test_global_batch_that_contradicts_is_refused(accumulation, total):
 def read_offline(name, cache):
     """Read a configuration in a process of its own, where the Hub is not reached; return what it printed."""
     pytest.importorskip("huggingface_hub")
-    code = f"from chestxray_vit.pipeline import ipu_config; print(ipu_config.read_ipu_config({name!r}, 16)['replication_factor'])"
+    code = (
+        "from chestxray_vit.pipeline import ipu_config\n"
+        f"print(ipu_config.read_ipu_config({name!r}, 16)['replication_factor'])"
+    )
     environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     return done.stdout + done.stderr

@@ -737,7 +737,8 @@ def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
 
 
 def test_neither_torch_nor_datasets_is_loaded():
-    code = "import sys, chestxray_vit.data.pixel_cache.cache; print({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules))"
+    code = "import sys, chestxray_vit.data.pixel_cache.cache\n"
+    code += "print({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
