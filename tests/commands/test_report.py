@@ -14,7 +14,7 @@ from chestxray_vit import ingest
 from chestxray_vit.artifacts.predictions import Predictions, write_predictions
 from chestxray_vit.report import main
 from chestxray_vit.reporting.summary import OUTPUTS
-from chestxray_vit.saliency.localisation import Case, build_report, score_map
+from chestxray_vit.saliency.localisation import Case, localisation_report, score_map
 from tests.conftest import MINI_ROWS
 
 
@@ -57,7 +57,7 @@ def test_report_compares_two_runs(tmp_path, capsys):
 
 def test_the_page_takes_the_score_on_boxes_in(tmp_path):
     hit = score_map(np.eye(8)[:1].repeat(8, axis=0), np.array([[0.0, 0, 128, 1024]]))
-    score = build_report([Case("Mass", "a.png", "1", 1, hit)], ["Mass", "Nodule"], "gradient")
+    score = localisation_report([Case("Mass", "a.png", "1", 1, hit)], ["Mass", "Nodule"], "gradient")
     (tmp_path / "localisation.json").write_text(json.dumps(score))
     path = write_run(tmp_path / "predictions.csv", seed=1)
     assert main([str(path), "--localisation", str(tmp_path / "localisation.json")]) == 0

@@ -295,7 +295,7 @@ def test_another_thread_leaves_signals_alone():
 
 def test_a_second_signal_while_the_first_unwinds():
     script = (
-        "import signal, sys; from chestxray_vit.errors import cli_main\n"
+        "import signal, sys; from chestxray_vit.entry_point import cli_main\n"
         "def main(argv):\n"
         "    try: signal.raise_signal(signal.SIGINT)\n"
         "    finally: signal.raise_signal(signal.SIGINT); print('never')\n"
