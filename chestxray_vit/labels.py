@@ -142,7 +142,7 @@ class LabelSet:
     @classmethod
     def of_names(cls, names: Sequence[str], name: str = "") -> LabelSet:
         """Return the multi-label set of these columns: NIH's where they are NIH's, else one without a negative."""
-        for known in (NIH_CHESTXRAY14, NIH_CHESTXRAY14.with_negative_column()):
+        for known in LABEL_SETS_OF_0_5:
             if tuple(names) == known.names:
                 return known
         return cls(name or f"{len(names)} labels", tuple(names))
@@ -170,6 +170,9 @@ NIH_CHESTXRAY14 = LabelSet(
     kind=MULTI_LABEL,
     negative="No Finding",
 )
+
+# What a file of 0.5.0 or earlier can hold, where no label set travels with it: the number of columns says which.
+LABEL_SETS_OF_0_5 = (NIH_CHESTXRAY14, NIH_CHESTXRAY14.with_negative_column())
 
 # To be removed once every module takes a LabelSet.
 FINDINGS, NO_FINDING = NIH_CHESTXRAY14.names, "No Finding"

@@ -8,18 +8,21 @@ N images, M names to look up."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import mmap
 import os
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 
+from chestxray_vit.artifacts.ingest_report import read_label_set
 from chestxray_vit.errors import InputError, Problems
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import LABEL_SETS_OF_0_5, LabelSet
 from chestxray_vit.storage.atomic import PathLike
 
 if TYPE_CHECKING:
@@ -53,6 +56,65 @@ def find_metadata(dataset_dir: PathLike) -> Path:
     return found[0]
 
 
+@dataclass(frozen=True, eq=False)  # a table has no single truth value, so == would raise
+class Metadata:
+    """A metadata.jsonl that was read and checked once.
+
+    Attributes:
+        path: of the file; the names in it are relative to its folder.
+        table: all rows in the file's order, memory-mapped: `image` (bytes, null; path), `labels` (float32), and the
+            other columns of the file.
+        label_set: the names of the labels' columns.
+        split_names: the splits that have rows, in the order of SPLITS.
+        missing: the indices of rows whose image is not there, sorted.
+        sha256: of the file's bytes.
+    """
+
+    path: Path
+    table: pyarrow.Table
+    label_set: LabelSet
+    split_names: Tuple[str, ...]
+    missing: np.ndarray
+    sha256: str
+
+    def rows(self, split: Optional[str] = None) -> pyarrow.Table:
+        """Return the rows of a split, or all, as a memory-mapped table; the file is not read again.
+
+        Raises:
+            InputError: images of these rows are missing, the split is empty, or there is no room for its table.
+        """
+        table = self.table if split is None else _mapped(_of_split(self.table, split))
+        if table is None:
+            raise InputError(f"{self.path}: no image in the {split} split. Ingest with other lists or --val_fraction.")
+        if len(self.missing):
+            columns = self.table.select(["file_name", "split"]).take(self.missing).to_pydict()
+            names = [name for name, of in zip(columns["file_name"], columns["split"]) if split in (None, of)]
+            if names:
+                raise InputError(
+                    f"{self.path.parent}: {len(names):,} of {len(table):,} images are missing (first: {names[0]}). "
+                    f"Put them back, or ingest again with --allow_missing."
+                )
+        return table
+
+
+def open_metadata(path: Path) -> Metadata:
+    """Read metadata.jsonl once, check every row, and look which images are there.
+
+    Args:
+        path: of the file; the label set is that of the ingest_report.json beside it.
+
+    Raises:
+        InputError: rows that `ingest` would not write, or a report that cannot be read; no room for the mapped file.
+    """
+    digest = hashlib.sha256()
+    seen = _Seen(path)
+    table = _mapped(_checked(path, seen, digest))
+    assert table is not None and seen.label_set is not None  # else `_checked` refuses the file
+    split_names = tuple(name for name in SPLITS if name in seen.splits)
+    missing = _missing(path.parent, np.concatenate(seen.names))
+    return Metadata(path, table, seen.label_set, split_names, missing, digest.hexdigest())
+
+
 def read_metadata(path: Path, split: Optional[str] = None) -> pyarrow.Table:
     """Read metadata.jsonl as the columns of `load_xrays`, and look whether the images are there.
 
@@ -61,17 +123,12 @@ def read_metadata(path: Path, split: Optional[str] = None) -> pyarrow.Table:
         split: `train`, `validation` or `test`; None for all rows.
 
     Returns:
-        A memory-mapped table: `image` (bytes, null; path), `labels` (float32), and the other columns of the file.
+        A memory-mapped table, as `Metadata.table`.
 
     Raises:
         InputError: rows that `ingest` would not write, missing images, an empty split; no room for the mapped file.
     """
-    names: List[np.ndarray] = []
-    table = _mapped(_checked(path, split, names))
-    if table is None:
-        raise InputError(f"{path}: no image in the {split} split. Ingest with other lists or --val_fraction.")
-    _check_presence(path.parent, np.concatenate(names))
-    return table
+    return open_metadata(path).rows(split)
 
 
 # Names.
@@ -136,8 +193,8 @@ def outside(folder: str) -> bool:
     return os.path.isabs(folder) or ".." in Path(folder).parts
 
 
-def _check_presence(dataset_dir: Path, names_N: np.ndarray) -> None:
-    """Refuse rows without an image; one scan a folder."""
+def _missing(dataset_dir: Path, names_N: np.ndarray) -> np.ndarray:
+    """Return the indices of names that no file has, sorted; one scan a folder."""
     order_N = np.argsort(names_N)
     names_N = names_N[order_N]
     missing_N = np.ones(len(names_N), bool)
@@ -145,13 +202,7 @@ def _check_presence(dataset_dir: Path, names_N: np.ndarray) -> None:
         if (dataset_dir / folder).is_dir():
             for places_M, _ in listed(dataset_dir, folder, names_N):
                 missing_N[places_M[places_M >= 0]] = False
-    if missing_N.any():
-        rows = order_N[missing_N]
-        (first,) = unpacked(names_N[missing_N][[rows.argmin()]])
-        raise InputError(
-            f"{dataset_dir}: {len(rows):,} of {len(names_N):,} images are missing (first: {first}). "
-            f"Put them back, or ingest again with --allow_missing."
-        )
+    return np.sort(order_N[missing_N])
 
 
 # From JSON to columns in a file.
@@ -179,25 +230,29 @@ def _mapped(batches: Iterator[pyarrow.RecordBatch]) -> Optional[pyarrow.Table]:
     return pyarrow.ipc.open_stream(pyarrow.py_buffer(content)).read_all()
 
 
-def _checked(path: Path, split: Optional[str], names: List[np.ndarray]) -> Iterator[pyarrow.RecordBatch]:
-    """Give the rows of a split in their last form, and add their names to `names`, until some rows are refused.
-
-    At the end tell all that are."""
+def _of_split(table: pyarrow.Table, split: str) -> Iterator[pyarrow.RecordBatch]:
+    """Give the rows of a split, batch by batch, so that few of them are in memory."""
     import pyarrow
     import pyarrow.compute as compute
 
-    seen = _Seen(path)
-    for line, rows in _blocks(path):
+    pool = pyarrow.system_memory_pool()
+    for batch in table.to_batches():
+        chosen = compute.filter(batch, compute.equal(batch["split"], split), memory_pool=pool)
+        if chosen.num_rows:
+            yield chosen
+
+
+def _checked(path: Path, seen: _Seen, digest: Any) -> Iterator[pyarrow.RecordBatch]:
+    """Give the rows in their last form until some are refused; at the end, raise all problems of the file at once.
+
+    Args:
+        path: of the file.
+        seen: notes what every row holds.
+        digest: of hashlib; is given the bytes of the file.
+    """
+    for line, rows in _blocks(path, digest):
         seen.look(line, rows)
-        if not seen.even:
-            continue
-        names_M = seen.names[-1]
-        if split is not None:
-            chosen = compute.equal(rows["split"], split)
-            rows = compute.filter(rows, chosen, memory_pool=pyarrow.system_memory_pool())
-            names_M = names_M[chosen.to_numpy(zero_copy_only=False)]
-        if rows.num_rows:
-            names.append(names_M)
+        if seen.even and rows.num_rows:
             yield _columns(rows, path.parent)
     seen.refuse()
 
@@ -220,12 +275,13 @@ def _labels(rows: pyarrow.RecordBatch) -> np.ndarray:
     return rows["labels"].flatten().to_numpy(zero_copy_only=False).reshape(rows.num_rows, -1)
 
 
-def _blocks(path: Path) -> Iterator[Tuple[int, pyarrow.RecordBatch]]:
+def _blocks(path: Path, digest: Any) -> Iterator[Tuple[int, pyarrow.RecordBatch]]:
     """Parse whole lines, a block at a time; give the number of the first one, from 1, and the rows."""
     line = 1
     try:
         with open(path, "rb") as file:
             for block in iter(lambda: file.read(BLOCK) + file.readline(), b""):
+                digest.update(block)
                 for rows in _parsed(path, line, block).to_batches():  # one; none of blank lines
                     yield line, rows
                 line += block.count(b"\n")
@@ -273,6 +329,8 @@ class _Seen:
 
     def __init__(self, path: Path):
         self.path = path
+        label_set = read_label_set(path)
+        self.label_sets = LABEL_SETS_OF_0_5 if label_set is None else (label_set,)  # one of these is the file's
         self.lacking: Dict[str, int] = {}  # the first line without a field
         self.lengths: Set[int] = set()  # of labels
         self.wrong_label: Optional[int] = None  # the first line with one
@@ -283,7 +341,12 @@ class _Seen:
     @property
     def even(self) -> bool:
         """Whether all rows have what they must, and the same number of labels."""
-        return not self.lacking and self.lengths in ({len(FINDINGS)}, {len(FINDINGS) + 1})
+        return not self.lacking and self.label_set is not None
+
+    @property
+    def label_set(self) -> Optional[LabelSet]:
+        """The label set of all rows seen; None if they have no such number of labels."""
+        return next((label_set for label_set in self.label_sets if self.lengths == {len(label_set)}), None)
 
     def look(self, line: int, rows: pyarrow.RecordBatch) -> None:
         """Look at rows, of which the first stands on `line`."""
@@ -313,8 +376,8 @@ class _Seen:
         if not self.lengths:
             raise InputError(f"{self.path}: no rows. {remedy}")
         if not self.even:
-            found = sorted(self.lengths)
-            problems.add("labels of another length", f"found {found}, expected 14 (or 15) in every row", remedy)
+            found, expected = sorted(self.lengths), " or ".join(str(len(label_set)) for label_set in self.label_sets)
+            problems.add("labels of another length", f"found {found}, expected {expected} in every row", remedy)
         elif self.wrong_label is not None:
             problems.add("label neither 0 nor 1", f"line {self.wrong_label}", remedy)
         for split in sorted(self.splits.difference(SPLITS)):

@@ -8,51 +8,125 @@ B batch, H height, W width, L labels."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import datasets
 import numpy as np
 import torch
 from PIL import Image
 
-from chestxray_vit.artifacts.metadata import PART, find_metadata, read_metadata
+from chestxray_vit.artifacts.metadata import PART, Metadata, find_metadata, open_metadata
+from chestxray_vit.data.synthetic.release import is_synthetic
 from chestxray_vit.errors import InputError
 from chestxray_vit.images.decode import read_grey
+from chestxray_vit.labels import LabelSet
+
+FEATURES = {  # columns beside `image` and `labels`
+    "file_name": datasets.Value("string"),
+    "split": datasets.Value("string"),
+    "patient_id": datasets.Value("int64"),
+    "age": datasets.Value("int64"),
+    "sex": datasets.Value("string"),
+    "view": datasets.Value("string"),
+    "follow_up": datasets.Value("int64"),
+}
 
 
-def load_xrays(dataset_dir: str | Path, split: Optional[str] = None) -> datasets.Dataset:
-    """Open an ingested folder, row for row what ImageFolder gives.
+@dataclass(frozen=True, eq=False)
+class XrayDataset:
+    """An ingested folder, opened once: its metadata.jsonl is parsed and checked, and its images looked for, one time.
+
+    Attributes:
+        dataset_dir: the folder as it was named.
+        metadata: the rows in the file's order, in a mapped table.
+    """
+
+    dataset_dir: Path
+    metadata: Metadata
+
+    @property
+    def metadata_path(self) -> Path:
+        """The metadata.jsonl."""
+        return self.metadata.path
+
+    @property
+    def root(self) -> Path:
+        """The folder that file names are relative to."""
+        return self.metadata.path.parent
+
+    @property
+    def label_set(self) -> LabelSet:
+        """The names of the labels' columns."""
+        return self.metadata.label_set
+
+    @property
+    def split_names(self) -> Tuple[str, ...]:
+        """The splits that have images, in the order train, validation, test."""
+        return self.metadata.split_names
+
+    @property
+    def file_names(self) -> Iterator[str]:
+        """The file names of all rows, in the file's order; never all in memory."""
+        for chunk in self.metadata.table["file_name"].chunks:
+            yield from chunk.to_pylist()
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of metadata.jsonl."""
+        return self.metadata.sha256
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the folder is a release that `draw_release` drew."""
+        return is_synthetic(self.dataset_dir)
+
+    def __len__(self) -> int:
+        return self.metadata.table.num_rows
+
+    def split(self, name: Optional[str] = None) -> datasets.Dataset:
+        """Return the rows of a split, or all, row for row what ImageFolder gives; no file is read again.
+
+        Args:
+            name: `train`, `validation` or `test`; None for all rows.
+
+        Returns:
+            One row an image: `image`, `labels` (L float32), `file_name`, `split`, `patient_id`, `age`, `sex`, `view`,
+            `follow_up`.
+
+        Raises:
+            InputError: images of these rows are missing, or the split is empty.
+        """
+        labels = datasets.Sequence(datasets.Value("float32"), length=len(self.label_set))
+        features = datasets.Features({"image": datasets.Image(), "labels": labels, **FEATURES})
+        # `datasets` would take the table into memory to make a fingerprint of its own
+        identity = [self.fingerprint, str(self.root), name or ""]
+        fingerprint = datasets.fingerprint.Hasher.hash_bytes([part.encode() for part in identity])
+        return datasets.Dataset(
+            self.metadata.rows(name), datasets.DatasetInfo(features=features), fingerprint=fingerprint
+        )
+
+
+def open_dataset(dataset_dir: str | Path) -> XrayDataset:
+    """Open an ingested folder; a command does so once.
 
     Args:
         dataset_dir: the ingested release, or the folder of its metadata.jsonl.
-        split: `train`, `validation` or `test`; None for all rows.
 
-    Returns:
-        One row an image: `image`, `labels` (14 or 15 float32), `file_name`, `split`, `patient_id`, `age`,
-        `sex`, `view`, `follow_up`.
+    Raises:
+        InputError: no metadata, or rows that `ingest` would not write.
+    """
+    return XrayDataset(Path(dataset_dir), open_metadata(find_metadata(dataset_dir)))
+
+
+def load_xrays(dataset_dir: str | Path, split: Optional[str] = None) -> datasets.Dataset:
+    """Open an ingested folder and return the rows of a split, or all: `open_dataset(dataset_dir).split(split)`.
 
     Raises:
         InputError: no metadata, rows that `ingest` would not write, missing images, or an empty split.
     """
-    table = read_metadata(find_metadata(dataset_dir), split)
-    features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "labels": datasets.Sequence(datasets.Value("float32"), length=table.schema.field("labels").type.list_size),
-            "file_name": datasets.Value("string"),
-            "split": datasets.Value("string"),
-            "patient_id": datasets.Value("int64"),
-            "age": datasets.Value("int64"),
-            "sex": datasets.Value("string"),
-            "view": datasets.Value("string"),
-            "follow_up": datasets.Value("int64"),
-        }
-    )
-    buffers = [buffer for column in table.columns for chunk in column.chunks for buffer in chunk.buffers() if buffer]
-    # of the table as it is mapped; `datasets` would take it into memory to make one of its own
-    fingerprint = datasets.fingerprint.Hasher.hash_bytes(buffers)
-    return datasets.Dataset(table, datasets.DatasetInfo(features=features), fingerprint=fingerprint)
+    return open_dataset(dataset_dir).split(split)
 
 
 class Preprocess:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import random
@@ -16,8 +17,18 @@ import numpy as np
 import pytest
 
 from chestxray_vit.artifacts import metadata
-from chestxray_vit.artifacts.metadata import folders, listed, outside, packed, places, read_metadata, unpacked
+from chestxray_vit.artifacts.metadata import (
+    folders,
+    listed,
+    open_metadata,
+    outside,
+    packed,
+    places,
+    read_metadata,
+    unpacked,
+)
 from chestxray_vit.errors import InputError
+from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
 
 NAMES = ["b.png", "a/ä.png", "a/z.png", "a.png", "a/b/\U0001f9b4.png", "\ufffd.png", "a b.png", "00000001_000.png", "Z"]
 
@@ -39,6 +50,12 @@ def path(tmp_path):
 
 def written(path, rows, line_end="\n"):
     path.write_bytes("".join(json.dumps(row) + line_end for row in rows).encode())
+    return path
+
+
+def with_report(path, **report):
+    """Write an ingest_report.json beside the metadata."""
+    (path.parent / "ingest_report.json").write_text(json.dumps(report))
     return path
 
 
@@ -164,6 +181,70 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     assert (large - small) / 12_000 < 100
 
 
+# What `open_metadata` knows of the file.
+
+
+def test_a_split_is_taken_from_the_table_that_was_read(path):
+    opened = open_metadata(path)
+    content = path.read_bytes()
+    path.unlink()
+    (path.parent / "b.png").unlink()
+    rows = [json.loads(line) for line in content.decode().splitlines()]
+    for split in (None, "train", "test"):
+        found = opened.rows(split).select(["file_name", "labels"]).to_pylist()
+        assert found == [
+            {"file_name": row["file_name"], "labels": row["labels"]} for row in rows if split in (None, row["split"])
+        ]
+    assert opened.split_names == ("train", "test")
+    assert opened.sha256 == hashlib.sha256(content).hexdigest()
+    with pytest.raises(InputError, match="no image in the validation split"):
+        opened.rows("validation")
+
+
+def test_each_split_is_asked_for_its_own_missing_images(path):
+    for name in (NAMES[1], NAMES[5], NAMES[6]):
+        (path.parent / name).unlink()
+    opened = open_metadata(path)
+    assert opened.missing.tolist() == [1, 5, 6]
+    for split, found in ((None, "3 of 9"), ("test", "2 of 4"), ("train", "1 of 5")):
+        with pytest.raises(InputError, match=f"{found} images are missing"):
+            opened.rows(split)
+
+
+TWO = LabelSet("two", ("Mass", "Nodule"))
+
+
+@pytest.mark.parametrize(
+    ("report", "num_labels", "expected"),
+    [
+        (None, 14, NIH_CHESTXRAY14),
+        (None, 15, NIH_CHESTXRAY14.with_negative_column()),
+        ({"package_version": "0.5.0"}, 14, NIH_CHESTXRAY14),
+        ({"findings": list(NIH_CHESTXRAY14.names)}, 14, NIH_CHESTXRAY14),
+        ({"findings": [*NIH_CHESTXRAY14.names, "No Finding"]}, 15, NIH_CHESTXRAY14.with_negative_column()),
+        ({"label_set": TWO.to_dict(), "findings": ["Mass", "Nodule"]}, 2, TWO),
+    ],
+)
+def test_the_label_set_is_the_reports_or_that_of_0_5(path, report, num_labels, expected):
+    written(path, [row_of(name, place, labels=[0.0] * num_labels) for place, name in enumerate(NAMES)])
+    if report is not None:
+        with_report(path, **report)
+    assert open_metadata(path).label_set == expected
+
+
+def test_labels_are_as_many_as_the_report_says(path):
+    with_report(path, label_set=TWO.to_dict())
+    assert "labels of another length: found [14], expected 2 in every row." in refusal(path)
+
+
+@pytest.mark.parametrize("text", [b"", b"[1]", b"[" * 100_000, b'{"label_set": 3}', b'{"findings": 3}', b"\xff"])
+def test_a_report_that_is_none(path, text):
+    (path.parent / "ingest_report.json").write_bytes(text)
+    assert re.fullmatch(
+        r"ingest_report.json: cannot be read: .*\. Ingest the release again\.", refusal(path), re.DOTALL
+    )
+
+
 # Rows that are refused.
 
 
@@ -223,7 +304,7 @@ def test_problems_of_all_blocks_are_told_at_once(path, monkeypatch, block):
     )
     rows[4]["labels"].append(0.0)
     written(path, rows)
-    assert "  - labels of another length: found [14, 15], expected 14 (or 15) in every row." in refusal(path)
+    assert "  - labels of another length: found [14, 15], expected 14 or 15 in every row." in refusal(path)
     rows[5]["split"], rows[6]["file_name"], rows[7]["file_name"] = None, None, None
     written(path, rows)
     assert refusal(path) == f"metadata.jsonl: missing value: line 7: no file_name; line 6: no split. {again}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import io
 import json
 import pickle
@@ -22,14 +24,16 @@ from chestxray_vit.data.dataset import (
     collate,
     load_xrays,
     names_of,
+    open_dataset,
     preprocessed,
     read_grey,
     targets_of,
 )
 from chestxray_vit.errors import InputError
 from chestxray_vit.ingest import main as ingest
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import FINDINGS, NIH_CHESTXRAY14
 from tests.conftest import MINI_ROWS, write_release
+from tests.helpers.opens import count_opens
 
 COLUMNS = ["image", "labels", "file_name", "split", "patient_id", "age", "sex", "view", "follow_up"]
 
@@ -152,6 +156,42 @@ def test_a_missing_image_folder(dataset):
         load_xrays(dataset)
 
 
+# open_dataset
+
+
+def test_a_data_set_is_opened_once(synthetic_dataset):
+    """However many splits and facts of it are asked for."""
+    code = (
+        "from chestxray_vit.data.dataset import open_dataset\n"
+        f"opened = open_dataset({str(synthetic_dataset)!r})\n"
+        "print([len(opened.split(name)) for name in (None, *opened.split_names)], len(list(opened.file_names)))\n"
+        "print(opened.fingerprint, opened.label_set.name, opened.is_synthetic, opened.root, opened.metadata_path)"
+    )
+    count, run = count_opens("metadata.jsonl", ["-c", code])
+    assert (count, run.returncode) == (1, 0), run.stderr
+    rows = metadata_of(synthetic_dataset)
+    sizes = [sum(row["split"] == name for row in rows) for name in ("train", "validation", "test")]
+    path = synthetic_dataset / "images" / "metadata.jsonl"
+    assert run.stdout.splitlines() == [
+        f"{[len(rows), *sizes]} {len(rows)}",
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()} NIH ChestX-ray14 True {path.parent} {path}",
+    ]
+
+
+def test_what_an_open_data_set_knows(dataset):
+    opened = open_dataset(str(dataset))
+    assert len(opened) == 5
+    assert list(opened.file_names) == [row["file_name"] for row in metadata_of(dataset)]
+    assert list(opened.file_names) == list(opened.file_names)
+    assert opened.split_names == ("train", "validation", "test")
+    assert (opened.label_set, opened.is_synthetic) == (NIH_CHESTXRAY14, False)
+    for split in (None, "train", "validation", "test"):
+        rows, again = opened.split(split), load_xrays(dataset, split)
+        assert (rows.to_dict(), rows._fingerprint) == (again.to_dict(), again._fingerprint)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        opened.metadata = None
+
+
 # find_metadata
 
 
@@ -263,10 +303,10 @@ def test_broken_json(dataset, spoil):
 
 def test_ragged_labels(dataset):
     assert refusal(dataset, (2, "labels", [0.0] * 13)) == (
-        f"metadata.jsonl: labels of another length: found [13, 14], expected 14 (or 15) in every row. {AGAIN}{dataset}"
+        f"metadata.jsonl: labels of another length: found [13, 14], expected 14 in every row. {AGAIN}{dataset}"
     )
     every = [(line, "labels", [0.0] * 16) for line in range(1, 6)]
-    assert "labels of another length: found [16], expected 14 (or 15) in every row." in refusal(dataset, *every)
+    assert "labels of another length: found [16], expected 14 in every row." in refusal(dataset, *every)
     assert "found [0, 16], expected" in refusal(dataset, (4, "labels", []))
 
 
