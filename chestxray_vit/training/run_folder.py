@@ -19,6 +19,7 @@ from chestxray_vit.artifacts.thresholds import FILE as THRESHOLDS
 from chestxray_vit.data.synthetic.release import is_synthetic
 from chestxray_vit.errors import InputError
 from chestxray_vit.reporting.model_card import CARD, CONFIG, model_card
+from chestxray_vit.reporting.render.loss_curve import draw_loss_curve
 from chestxray_vit.storage.atomic import ASIDE_RUN, sha256, write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def write_run(
         state.save_to_json(os.path.join(aside, STATE))
         if ipu_config is not None:
             write_json(Path(aside, "ipu_config.json"), ipu_config)
-        draw_loss(state.log_history, Path(aside, "loss.png"))
+        draw_loss_curve(state.log_history, Path(aside, "loss.png"))
         write_text(Path(aside, CARD), model_card(target.resolve().name, config))
         mode = Path(aside, CARD).stat().st_mode  # as umask says; safetensors writes for its owner alone
         for name in (CONFIG, MODEL, THRESHOLDS):  # without the second no earlier weights are read for these
@@ -151,30 +152,3 @@ def _validation_auc(metrics: Dict[str, float]) -> Dict[str, Optional[float]]:
     aucs = {name[len("eval_") :]: value for name, value in metrics.items()}
     aucs = {name: value for name, value in aucs.items() if name.startswith(("roc_auc", "num_findings"))}
     return {name: None if value != value else value for name, value in aucs.items()}
-
-
-def draw_loss(log_history: List[Dict[str, float]], path: Path):
-    """Draw loss and learning rate by update into a PNG, and return the matplotlib figure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    train = [entry for entry in log_history if "loss" in entry]
-    validation = [entry for entry in log_history if "eval_loss" in entry]
-    steps = [entry["step"] for entry in train]
-    axes.plot(steps, [entry["loss"] for entry in train], label="training loss", color="C0")
-    for_validation = [entry["step"] for entry in validation], [entry["eval_loss"] for entry in validation]
-    axes.plot(*for_validation, "o--", label="validation loss", color="C1")
-    axes.set_xlabel("update")
-    axes.set_ylabel("binary cross-entropy")
-    axes.grid(alpha=0.3)
-    rates = axes.twinx()
-    rates.plot(steps, [entry["learning_rate"] for entry in train], ":", label="learning rate", color="C2")
-    rates.set_ylabel("learning rate")
-    rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    lines = [line for line in (*axes.get_lines(), *rates.get_lines()) if len(line.get_xdata())]
-    axes.legend(lines, [str(line.get_label()) for line in lines], loc="upper right")
-    figure.savefig(path, dpi=120)
-    return figure
