@@ -7,7 +7,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it: no test needs the network
 os.environ["HF_DATASETS_OFFLINE"] = "1"
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the stages do: idle threads soon sleep
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process a core already; threads of tiny models only wait
 
 import pytest
 from PIL import Image
@@ -29,6 +29,17 @@ MINI_ROWS = (
     "00000002_000.png,No Finding,0,2,80,M,PA,2500,2048,0.171,0.171",
     "00000003_001.png,Pleural_Thickening|Infiltration,1,3,81,F,PA,2582,2991,0.143,0.143",
 )
+MOST_WORKERS = 8  # each loads torch: about 500 MB
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Return how many processes `-n auto` starts: one a core, or none where all that is named is single files."""
+    named = [word.split("::")[0] for word in config.args]
+    if config.args_source is config.ArgsSource.ARGS and all(Path(word).is_file() for word in named):
+        return 0  # a second start of torch would take longer than it saves
+    wanted = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
+    return int(wanted) if wanted else min(len(os.sched_getaffinity(0)), MOST_WORKERS)
 
 
 def write_csv(path: Path, rows=MINI_ROWS, header=HEADER) -> Path:
