@@ -186,8 +186,15 @@ def _read_header(path: Path, text: str) -> Tuple[List[str], int]:
             problems.add("doubled column", ", ".join(found), "Keep one of them.")
     problems.raise_if_any()
     lines = rows.split("\n", 100)[:100]  # one odd row among the first is not the measure
-    usual, _ = Counter(line.count(",") for line in lines).most_common(1)[0]
-    return header, max(usual + 1, len(header))
+    usual, _ = Counter(map(_num_fields, lines)).most_common(1)[0]
+    return header, max(usual, len(header))
+
+
+def _num_fields(line: str) -> int:
+    try:
+        return len(next(csv.reader([line]), []))
+    except csv.Error:
+        return line.count(",") + 1
 
 
 def _note_line_breaks(text: str, problems: Problems) -> None:

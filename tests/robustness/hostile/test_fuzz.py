@@ -22,7 +22,7 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
-from hypothesis import HealthCheck, configuration, given, settings
+from hypothesis import HealthCheck, configuration, example, given, settings
 from hypothesis import strategies as st
 
 from chestxray_vit.artifacts.metadata import read_metadata
@@ -157,7 +157,12 @@ def csv_bytes(rows: List[Dict[str, Any]], quoting: int = csv.QUOTE_MINIMAL, line
     return text.getvalue().encode()
 
 
+COMMA = {"cell": "", "age": ("0", 0), "sex": "M", "view": ",", "follow_up": 0}  # in quotes, it ends no field
+COMMA.update(file_name="00000000_000.png", patient_id=0)
+
+
 @fuzzed
+@example(rows=[COMMA], quoting=csv.QUOTE_MINIMAL, line_end="\n", before=b"", pack=bytes)
 @given(
     rows=releases(),
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
