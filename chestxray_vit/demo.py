@@ -20,7 +20,8 @@ from typing import Optional, Sequence
 from chestxray_vit.data.synthetic import release as phantom
 from chestxray_vit.entry_point import cli_main
 from chestxray_vit.errors import InputError
-from chestxray_vit.storage.atomic import LOCK, folder_lock, write_text
+from chestxray_vit.storage.atomic import write_text
+from chestxray_vit.storage.lock import LOCK, folder_lock
 
 logger = logging.getLogger(__name__)
 

@@ -136,11 +136,11 @@ def _claim(output_dir: str) -> ContextManager[None]:
     """Return the claim of the report's folder; the main process holds it for all."""
     from chestxray_vit.artifacts import evaluation as provenance
     from chestxray_vit.reporting import summary as results
-    from chestxray_vit.storage import atomic as files
+    from chestxray_vit.storage.lock import folder_lock
     from chestxray_vit.training import distributed as processes
 
     names = (PREDICTIONS, VALIDATION, provenance.FILE, *results.OUTPUTS)
-    return files.folder_lock(output_dir, names) if processes.is_main_process() else contextlib.nullcontext()
+    return folder_lock(output_dir, names) if processes.is_main_process() else contextlib.nullcontext()
 
 
 def _splits(own: EvaluateFlags) -> Dict[str, Any]:

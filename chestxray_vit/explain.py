@@ -30,7 +30,9 @@ from chestxray_vit.images.files import find_images
 from chestxray_vit.labels import FINDINGS
 from chestxray_vit.saliency import localisation
 from chestxray_vit.saliency.overlay import overlay
-from chestxray_vit.storage.atomic import folder_lock, sha256, write_bytes, write_json
+from chestxray_vit.storage.atomic import sha256, write_bytes
+from chestxray_vit.storage.json_files import write_json
+from chestxray_vit.storage.lock import folder_lock
 
 OUTPUT = "localisation.json"
 

@@ -27,7 +27,9 @@ from chestxray_vit.data.readers import nih_archives as archives
 from chestxray_vit.entry_point import cli_main
 from chestxray_vit.errors import InputError, Problems
 from chestxray_vit.labels import label_names
-from chestxray_vit.storage.atomic import atomic_write_many, folder_lock, sha256, write_bytes, write_json
+from chestxray_vit.storage.atomic import atomic_write_many, sha256, write_bytes
+from chestxray_vit.storage.json_files import write_json
+from chestxray_vit.storage.lock import folder_lock
 
 logger = logging.getLogger(__name__)
 

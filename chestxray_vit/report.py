@@ -21,7 +21,7 @@ from chestxray_vit.images.thumbnails import thumbnails
 from chestxray_vit.reporting.render.text import to_text
 from chestxray_vit.reporting.summary import INTERVALS, OUTPUTS, Options, build_report, mistaken_images, write_results
 from chestxray_vit.saliency.localisation import read_localisation
-from chestxray_vit.storage.atomic import folder_lock
+from chestxray_vit.storage.lock import folder_lock
 
 
 def parser() -> argparse.ArgumentParser:

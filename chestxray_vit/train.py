@@ -145,11 +145,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _claim(output_dir: str) -> ContextManager[None]:
     """Return the claim of a run's folder; the main process holds it for all."""
-    from chestxray_vit.storage import atomic as files
+    from chestxray_vit.storage.lock import folder_lock
     from chestxray_vit.training import distributed as processes
     from chestxray_vit.training import run_folder as run
 
-    return files.folder_lock(output_dir, run.NAMES) if processes.is_main_process() else contextlib.nullcontext()
+    return folder_lock(output_dir, run.NAMES) if processes.is_main_process() else contextlib.nullcontext()
 
 
 def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> Dict[str, float]:

@@ -5,38 +5,44 @@ names: a report is mailed, and a home directory is nobody's business."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Sequence
 
-from chestxray_vit.storage.atomic import PathLike, fits, sha256, write_json
+from chestxray_vit.errors import InputError
+from chestxray_vit.storage.atomic import PathLike, sha256
+from chestxray_vit.storage.json_files import read_json, write_json
+from chestxray_vit.storage.json_schema import conforms, list_of, object_of
 
 logger = logging.getLogger(__name__)
 
 FILE = "evaluation.json"
-COUNTS = {"images": int, "patients": int, "positives": dict}
-INGESTED = {
-    "package_version": str,
-    "num_rows": int,
-    "num_images": int,
-    "left_out": dict,
-    "split": {"method": str, "leaked_patients": int},
-    "splits": {"train": COUNTS, "validation": COUNTS, "test": COUNTS},
-    "notices": [str],
+OBJECT, STRING, INTEGER = {"type": "object"}, {"type": "string"}, {"type": "integer"}
+COUNTS = object_of({"images": INTEGER, "patients": INTEGER, "positives": OBJECT})
+INGESTED: Dict[str, Any] = {
+    "package_version": STRING,
+    "num_rows": INTEGER,
+    "num_images": INTEGER,
+    "left_out": OBJECT,
+    "split": object_of({"method": STRING, "leaked_patients": INTEGER}),
+    "splits": object_of({"train": COUNTS, "validation": COUNTS, "test": COUNTS}),
+    "notices": list_of(STRING),
 }
-SHAPE = {
-    "predictions_sha256": str,
-    "split": str,
-    "drawn": bool,
-    "command": str,
-    "versions": dict,
-    "checkpoint": dict,
-    "training": dict,
-    "data": dict,
-}
+INGESTED_SCHEMA = object_of(INGESTED)
+SCHEMA = object_of(
+    {
+        "predictions_sha256": STRING,
+        "split": STRING,
+        "drawn": {"type": "boolean"},
+        "command": STRING,
+        "versions": OBJECT,
+        "checkpoint": OBJECT,
+        "training": OBJECT,
+        "data": OBJECT,
+    }
+)
 
 
 class Source(NamedTuple):
@@ -73,7 +79,7 @@ def provenance(
     """
     run_dir, weights = Path(run_dir), Path(run_dir, "model.safetensors")
     report = _read(Path(metadata_path).with_name("ingest_report.json"))
-    ingested = {name: report[name] for name in INGESTED} if fits(report, INGESTED) else {}
+    ingested = {name: report[name] for name in INGESTED} if conforms(report, INGESTED_SCHEMA) else {}
     config = _read(run_dir / "train_config.json") or {}
     ipu_config = run_dir / "ipu_config.json"
     return {
@@ -107,7 +113,9 @@ def read_provenance(predictions_path: PathLike) -> Optional[Dict[str, Any]]:
     content = _read(path)
     if content is None:
         return None
-    whole = fits(content, SHAPE) and ("splits" not in content["data"] or fits(content["data"], INGESTED))
+    whole = conforms(content, SCHEMA) and (
+        "splits" not in content["data"] or conforms(content["data"], INGESTED_SCHEMA)
+    )
     if not whole or content["predictions_sha256"] != sha256(predictions_path):
         logger.warning("%s is not of %s, and left out of the report", path, Path(predictions_path).name)
         return None
@@ -142,11 +150,6 @@ def _name(word: str) -> str:
 
 def _read(path: Path) -> Optional[Dict[str, Any]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except InputError:
         return None
-    return content if isinstance(content, dict) else None
-
-
-def _no_number(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")

@@ -25,7 +25,8 @@ from chestxray_vit.metrics.operating_points import (
     choose_all,
     measure_all,
 )
-from chestxray_vit.storage.atomic import PathLike, sha256, write_json
+from chestxray_vit.storage.atomic import PathLike, sha256
+from chestxray_vit.storage.json_files import write_json
 
 FILE = "thresholds.json"
 CALL = "score >= threshold"

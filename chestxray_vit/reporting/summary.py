@@ -36,7 +36,8 @@ from chestxray_vit.reporting.render.text import (
     to_subgroup_csv,
 )
 from chestxray_vit.reporting.sections import comparison
-from chestxray_vit.storage.atomic import PathLike, atomic_write_many, to_json
+from chestxray_vit.storage.atomic import PathLike, atomic_write_many
+from chestxray_vit.storage.json_files import to_json
 
 OUTPUTS = ("auc.json", "auc.csv", "operating_points.csv", "subgroups.csv", "auc.md", "auc.html")
 REPLICATES = 1000

@@ -7,11 +7,9 @@ Shapes: K boxes (x, y, width, height) in pixels of SIDE x SIDE, h x w grid of pa
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -19,7 +17,9 @@ import numpy as np
 from chestxray_vit.errors import InputError
 from chestxray_vit.metrics.operating_points import wilson
 from chestxray_vit.reporting.render.tables import aligned
-from chestxray_vit.storage.atomic import PathLike, fits
+from chestxray_vit.storage.atomic import PathLike
+from chestxray_vit.storage.json_files import read_json
+from chestxray_vit.storage.json_schema import conforms, list_of, object_of
 
 SIDE = 1024  # NIH's images
 TOLERANCES = (0, 15)  # pixels; the first is the box itself, 15 is that of Zhang et al.
@@ -43,17 +43,20 @@ CAUTION = "Research use only. A heat map shows where a model looked, not why."
 DRAWN = "Drawn X-rays: these numbers say nothing of patients."
 
 REMEDY = "Give a localisation.json as `python -m chestxray_vit.explain RUN --boxes` writes it."
-NUMBER = (int, float, type(None))
-ROW = {
-    "finding": str,
-    "num_cases": int,
-    "num_patients": int,
-    "pointing_game": [
-        {"share": NUMBER, "low": NUMBER, "high": NUMBER, "random_point": NUMBER, "central_point": NUMBER}
-    ],
-    "iou": [{"threshold": NUMBER, "mean": NUMBER, "at_least": [{"iou": NUMBER, "share": NUMBER}]}],
-}
-SHAPE = {"method": str, "pointing_game": str, "iou": str, "unit": str, "caution": str, "findings": [ROW], "all": ROW}
+NUMBER, STRING, INTEGER = {"type": ["number", "null"]}, {"type": "string"}, {"type": "integer"}
+POINTING_GAME = object_of(dict.fromkeys(("share", "low", "high", "random_point", "central_point"), NUMBER))
+SHARE_AT_LEAST = object_of({"iou": NUMBER, "share": NUMBER})
+ROW = object_of(
+    {
+        "finding": STRING,
+        "num_cases": INTEGER,
+        "num_patients": INTEGER,
+        "pointing_game": list_of(POINTING_GAME),
+        "iou": list_of(object_of({"threshold": NUMBER, "mean": NUMBER, "at_least": list_of(SHARE_AT_LEAST)})),
+    }
+)
+TEXTS = dict.fromkeys(("method", "pointing_game", "iou", "unit", "caution"), STRING)
+SCHEMA = object_of({**TEXTS, "findings": list_of(ROW), "all": ROW})
 
 
 @dataclass(frozen=True)
@@ -224,11 +227,8 @@ def read_localisation(path: PathLike) -> Dict[str, Any]:
     Raises:
         InputError: the file is not there, or is no such table.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as err:
-        raise InputError(f"{path}: cannot be read as JSON: {err}. {REMEDY}") from err
-    if not fits(content, SHAPE):
+    content = read_json(path, REMEDY)
+    if not conforms(content, SCHEMA):
         raise InputError(f"{path}: holds no localisation. {REMEDY}")
     return content
 

@@ -20,7 +20,8 @@ from chestxray_vit.data.synthetic.release import is_synthetic
 from chestxray_vit.errors import InputError
 from chestxray_vit.reporting.model_card import CARD, CONFIG, model_card
 from chestxray_vit.reporting.render.loss_curve import draw_loss_curve
-from chestxray_vit.storage.atomic import ASIDE_RUN, sha256, write_json, write_text
+from chestxray_vit.storage.atomic import ASIDE_RUN, sha256, write_text
+from chestxray_vit.storage.json_files import write_json
 
 logger = logging.getLogger(__name__)
 

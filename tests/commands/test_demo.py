@@ -6,7 +6,7 @@ import pytest
 
 from chestxray_vit import demo
 from chestxray_vit.errors import InputError
-from chestxray_vit.storage.atomic import LOCK, folder_lock
+from chestxray_vit.storage.lock import LOCK, folder_lock
 
 
 def test_a_folder_that_is_no_demo_is_left_alone(tmp_path, capsys):

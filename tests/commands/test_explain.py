@@ -21,7 +21,7 @@ from chestxray_vit.labels import FINDINGS
 from chestxray_vit.models import vit as model
 from chestxray_vit.saliency import attention_maps as attention
 from chestxray_vit.saliency import localisation
-from chestxray_vit.storage.atomic import folder_lock
+from chestxray_vit.storage.lock import folder_lock
 from tests.conftest import write_release
 from tests.unit.saliency.test_attention_maps import known_vit
 

@@ -28,7 +28,7 @@ pytest.importorskip("fcntl")
 
 from chestxray_vit import ingest, train
 from chestxray_vit.data.synthetic.release import draw_release
-from chestxray_vit.storage.atomic import folder_lock
+from chestxray_vit.storage.lock import folder_lock
 from chestxray_vit.training.engines.base import LogBeforeSave
 from tests.helpers.kills import KILLED, Stages, contents
 from tests.helpers.training import TINY, history

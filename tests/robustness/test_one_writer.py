@@ -16,11 +16,12 @@ pytest.importorskip("fcntl")
 import fcntl
 
 from chestxray_vit.errors import InputError
-from chestxray_vit.storage import atomic as files
-from chestxray_vit.storage.atomic import LOCK, atomic_write_many, folder_lock
+from chestxray_vit.storage import lock
+from chestxray_vit.storage.atomic import atomic_write_many
+from chestxray_vit.storage.lock import LOCK, folder_lock
 
 HOLD = (
-    "import sys, time; from chestxray_vit.storage.atomic import folder_lock\n"
+    "import sys, time; from chestxray_vit.storage.lock import folder_lock\n"
     "with folder_lock(sys.argv[1], ()):\n"
     "    print('held', flush=True); sys.stdin.read()"
 )
@@ -132,7 +133,7 @@ def test_where_there_are_no_locks_nothing_is_claimed(tmp_path, monkeypatch, numb
 
 
 def test_on_windows_nothing_is_claimed(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(lock, "fcntl", None)
     with folder_lock(tmp_path / "out", ()), folder_lock(tmp_path / "out", ()):
         assert os.listdir(tmp_path / "out") == []
 
@@ -157,7 +158,7 @@ def test_a_lock_file_that_its_holder_removes_meanwhile(tmp_path, monkeypatch):
 
 CONTEND = """
 import os, sys, time
-from chestxray_vit.storage.atomic import folder_lock
+from chestxray_vit.storage.lock import folder_lock
 from chestxray_vit.errors import InputError
 won = 0
 deadline = time.monotonic() + float(sys.argv[2])

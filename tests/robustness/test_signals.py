@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from chestxray_vit import train
 from chestxray_vit.entry_point import LOADERS_GRACE, Stopped, cli_main, handle_signals
 from chestxray_vit.errors import InputError
-from chestxray_vit.storage.atomic import folder_lock
+from chestxray_vit.storage.lock import folder_lock
 from chestxray_vit.training import interruption as stopping
 from chestxray_vit.training import run_folder
 from chestxray_vit.training.engines.base import RestoringTrainer

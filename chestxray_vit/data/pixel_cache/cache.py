@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -39,7 +38,9 @@ from chestxray_vit.data.pixel_cache.row_store import Row, RowFile
 from chestxray_vit.data.readers.nih_archives import check_pixels
 from chestxray_vit.errors import SHOWN, InputError
 from chestxray_vit.images.decode import read_grey
-from chestxray_vit.storage.atomic import PathLike, atomic_write, write_json
+from chestxray_vit.storage.atomic import PathLike, atomic_write
+from chestxray_vit.storage.json_files import write_json
+from chestxray_vit.storage.lock import file_lock
 
 logger = logging.getLogger(__name__)
 
@@ -280,20 +281,14 @@ def _open(order: _Order, allow_unreadable: bool) -> Optional[PixelCache]:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a cache's folder; wait, and say for whom, while another process has it."""
-    with open(folder / LOCK, "a+b") as file:  # never removed: a process may wait for it
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(file.fileno(), 32, 0).decode(errors="replace").strip() or "that has just begun"
-            logger.info("pixel cache: %s is being built by process %s; waiting for it", folder, holder)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n".encode())
-            file.flush()
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # closing would not do: a forked worker shares the file
+
+    def wait(holder: str) -> None:
+        logger.info("pixel cache: %s is being built by process %s; waiting for it", folder, holder)
+
+    with file_lock(folder / LOCK, wait, keep=True) as is_held:
+        if not is_held:  # two processes would write the same rows
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(folder / LOCK))
+        yield
 
 
 # Building, under the lock.

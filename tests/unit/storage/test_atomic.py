@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from chestxray_vit.storage.atomic import atomic_write, sha256, write_json, write_text
+from chestxray_vit.storage.atomic import atomic_write, sha256, write_text
 
 
 def test_write_text_is_utf8_with_line_feeds(tmp_path):
@@ -78,22 +78,6 @@ def test_a_new_file_has_the_mode_of_the_umask(tmp_path, umask, mode):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == mode
-
-
-def test_write_json(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"b": [1, 0.5, None], "a": "Röntgen"})
-    assert path.read_bytes().decode() == '{\n  "b": [\n    1,\n    0.5,\n    null\n  ],\n  "a": "Röntgen"\n}\n'
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_write_json_refuses_what_json_has_not(tmp_path, value):
-    path = tmp_path / "a.json"
-    path.write_text("old")
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(path, {"auc": [value]})
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_sha256(tmp_path):
