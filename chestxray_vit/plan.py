@@ -13,13 +13,14 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 from chestxray_vit.entry_point import cli_main
 from chestxray_vit.errors import InputError
 from chestxray_vit.labels import FINDINGS
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline import ipu_config
+from chestxray_vit.pipeline.pipeline_config import PipelineConfig
 from chestxray_vit.pipeline.schedule import DRAWN, SCHEDULES, bubble_of, draw_schedule, simulate
 from chestxray_vit.pipeline.stage_plan import ESTIMATE, StagePlan, balance, imbalance_of
 
@@ -85,7 +86,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace, config: Dict[str, Any], shape: ViTSize) -> int:
+def _check(args: argparse.Namespace, config: PipelineConfig, shape: ViTSize) -> int:
     from chestxray_vit.pipeline import equivalence as check  # only here: it loads torch
 
     return check.check(
@@ -120,7 +121,7 @@ def _shape(args: argparse.Namespace) -> ViTSize:
     return shape if ours else replace(shape, num_labels=len(FINDINGS))
 
 
-def _balanced(config: Dict[str, Any], shape: ViTSize, num_stages: int, as_json: bool) -> str:
+def _balanced(config: PipelineConfig, shape: ViTSize, num_stages: int, as_json: bool) -> str:
     """Return the balanced layers, the fragment for ipu_config.json, and the imbalance before and after.
 
     A configuration whose layers are not the model's has no imbalance before; this is what mends it.
@@ -128,7 +129,7 @@ def _balanced(config: Dict[str, Any], shape: ViTSize, num_stages: int, as_json: 
     layers = balance(shape, num_stages)
     fragment = {"ipus_per_replica": num_stages, "layers_per_ipu": list(layers)}
     after = imbalance_of(shape.stage_flops(layers))
-    mode = ipu_config.training(config)
+    mode = config.training
     try:
         before: Optional[float] = imbalance_of(shape.stage_flops(mode.layers_by_ipu(shape.num_hidden_layers)))
     except ValueError:

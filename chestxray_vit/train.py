@@ -301,14 +301,13 @@ def _build(own: TrainFlags, resume: Optional[str], num_labels: int):
 
 def _ipu_config(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any], device: str):
     """Return the IPU configuration with the accumulation that the flags make of it, or None."""
-    from chestxray_vit.pipeline import ipu_config
     from chestxray_vit.training.engines import choose as backend
 
     config = (backend.pipeline_config if ipu_flags.pipeline else backend.ipu_config_for)(ipu_flags, device)
     if config is None:
         return None
     at_a_time, passes = given["per_device_train_batch_size"], given["gradient_accumulation_steps"]
-    return ipu_config.with_batch(config, at_a_time or 1, passes, own.global_batch_size)
+    return config.with_batch(at_a_time or 1, passes, own.global_batch_size)
 
 
 def _check_validation(targets_NL, dataset_dir: str) -> None:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
-from typing import Any, Dict, List, Tuple
+from typing import Dict, List, Tuple
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -19,7 +19,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from chestxray_vit.errors import InputError
 from chestxray_vit.models.vit_size import ViTSize
-from chestxray_vit.pipeline import ipu_config
+from chestxray_vit.pipeline.pipeline_config import PipelineConfig
 from chestxray_vit.pipeline.stages import Pipeline, place_of
 
 SEED = 1337
@@ -51,7 +51,7 @@ class Stopwatch:
 
 
 def check(
-    config: Dict[str, Any],
+    config: PipelineConfig,
     shape: ViTSize,
     micro_batch_size: int,
     device: str,
@@ -68,8 +68,8 @@ def check(
         schedule: one of `schedule.SCHEDULES`.
         tolerance: share of the largest value that a difference may have.
     """
-    ipu_config.check_model(config, shape.num_hidden_layers)
-    stages = ipu_config.training(config).ipus_per_replica
+    config.check_layers(shape.num_hidden_layers)
+    stages = config.training.ipus_per_replica
     if device == "cuda" and torch.cuda.device_count() < stages:
         raise InputError(f"--device cuda: {stages} stages need as many devices, found {torch.cuda.device_count()}.")
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +81,7 @@ def check(
 def _run(
     rank: int,
     stages: int,
-    config: Dict[str, Any],
+    config: PipelineConfig,
     shape: ViTSize,
     micro: int,
     device: str,
@@ -95,10 +95,10 @@ def _run(
     torch.distributed.init_process_group(
         "nccl" if device == "cuda" else "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=stages
     )
-    whole, pixels, labels_NL = draw(shape, micro * ipu_config.training(config).gradient_accumulation_steps)
+    whole, pixels, labels_NL = draw(shape, micro * config.training.gradient_accumulation_steps)
     vit = copy.deepcopy(whole)
-    recompute = config.get("recompute_checkpoint_every_layer", False)
-    pipeline = Pipeline(vit, place_of(stages, where), ipu_config.training(config), micro, recompute, schedule)
+    recompute = config.recompute_checkpoint_every_layer
+    pipeline = Pipeline(vit, place_of(stages, where), config.training, micro, recompute, schedule)
     pixels, labels_NL = pixels.to(where), labels_NL.to(where)
     pipeline.step(pixels, labels_NL)  # once unmeasured: the stages get to know each other's shapes
     vit.zero_grad()

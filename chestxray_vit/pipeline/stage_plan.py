@@ -12,8 +12,7 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from chestxray_vit.errors import InputError
 from chestxray_vit.models.vit_size import ViTSize
-from chestxray_vit.pipeline import ipu_config
-from chestxray_vit.pipeline.ipu_config import PipelineMode
+from chestxray_vit.pipeline.pipeline_config import PipelineConfig, PipelineMode
 from chestxray_vit.reporting.render.tables import aligned
 
 IPU_BYTES = 900 * 10**6  # Graphcore's "900 MB" of a GC200, read as 10^6 bytes: the careful reading
@@ -88,7 +87,7 @@ class StagePlan:
         stages: of one replica, in order.
     """
 
-    config: Dict[str, Any]
+    config: PipelineConfig
     shape: ViTSize
     mode: PipelineMode
     micro_batch_size: int
@@ -98,7 +97,7 @@ class StagePlan:
 
     @classmethod
     def from_config(
-        cls, config: Dict[str, Any], model: Any, micro_batch_size: int = 1, fp32: bool = False, inference: bool = False
+        cls, config: PipelineConfig, model: Any, micro_batch_size: int = 1, fp32: bool = False, inference: bool = False
     ) -> StagePlan:
         """Plan a configuration.
 
@@ -115,12 +114,12 @@ class StagePlan:
         shape = model if isinstance(model, ViTSize) else ViTSize.of(model)
         if micro_batch_size < 1:
             raise InputError(f"micro_batch_size is {micro_batch_size}, expected 1 or more.")
-        ipu_config.check_model(config, shape.num_hidden_layers)
+        config.check_layers(shape.num_hidden_layers)
         return cls._of(config, shape, micro_batch_size, fp32, inference)
 
     @classmethod
-    def _of(cls, config: Dict[str, Any], shape: ViTSize, micro_batch: int, fp32: bool, inference: bool) -> StagePlan:
-        mode = ipu_config.inference(config) if inference else ipu_config.training(config)
+    def _of(cls, config: PipelineConfig, shape: ViTSize, micro_batch: int, fp32: bool, inference: bool) -> StagePlan:
+        mode = config.inference if inference else config.training
         bare = cls(config, shape, mode, micro_batch, fp32, inference, ())
         layers = mode.layers_by_ipu(shape.num_hidden_layers)
         return replace(bare, stages=tuple(bare._stage(index, layers) for index in range(len(layers))))
@@ -134,9 +133,9 @@ class StagePlan:
         """
         width, last, num_layers = 4 if self.fp32 else 2, len(layers) - 1, layers[index]
         parameters = self.shape.stage_parameters(layers)[index]
-        replicas = self.mode.replication_factor if self.config.get("replicated_tensor_sharding") else 1
+        replicas = self.mode.replication_factor if self.config.replicated_tensor_sharding else 1
         moments = 0 if self.inference else -(-parameters * (width + 4) // replicas)
-        off_chip = moments if self.config.get("optimizer_state_offchip") else 0
+        off_chip = moments if self.config.optimizer_state_offchip else 0
         in_flight = 1 if self.inference else min(self.num_micro_batches, 2 * (last - index) + 1)
         return Stage(
             index=index,
@@ -170,7 +169,7 @@ class StagePlan:
         live = num_layers
         if self.inference:
             live = min(1, num_layers)
-        elif self.config.get("recompute_checkpoint_every_layer") and self.mode.ipus_per_replica > 1:
+        elif self.config.recompute_checkpoint_every_layer and self.mode.ipus_per_replica > 1:
             stashed, live = stashed + num_layers * hidden, min(1, num_layers)
         return in_flight * stashed + live * self.shape.layer_saved
 
@@ -229,21 +228,21 @@ class StagePlan:
         better = [(name, plan) for name, plan in plans if _need(plan.fullest) < _need(self.fullest)]
         return sorted(better, key=lambda knob: _need(knob[1].fullest))
 
-    def _changes(self) -> Iterator[Tuple[str, Dict[str, Any], int]]:
+    def _changes(self) -> Iterator[Tuple[str, PipelineConfig, int]]:
         """Yield every knob that could be turned one step: its words, the configuration, the micro-batch."""
         micro, stages, prefix = self.micro_batch_size, self.mode.ipus_per_replica, "inference_" * self.inference
         if micro > 1:
             yield f"micro_batch_size={micro // 2}", self.config, micro // 2
         for switch in () if self.inference else SWITCHES:
-            value = not self.config.get(switch)
-            yield f"{switch}={str(value).lower()}", {**self.config, switch: value}, micro
+            value = not getattr(self.config, switch)
+            yield f"{switch}={str(value).lower()}", self.config.with_values(**{switch: value}), micro
         proportion = max(self.mode.matmul_proportion)
         key = f"{prefix}matmul_proportion"
-        yield f"{key}={proportion / 2:g}", {**self.config, key: proportion / 2}, micro
+        yield f"{key}={proportion / 2:g}", self.config.with_values(**{key: proportion / 2}), micro
         if 2 * stages <= self.shape.num_hidden_layers:
             layers = list(balance(self.shape, 2 * stages))
             longer = {f"{prefix}layers_per_ipu": layers, f"{prefix}ipus_per_replica": 2 * stages, key: proportion}
-            yield f"{prefix}layers_per_ipu={layers} on {2 * stages} IPUs", {**self.config, **longer}, micro
+            yield f"{prefix}layers_per_ipu={layers} on {2 * stages} IPUs", self.config.with_values(**longer), micro
 
     def advice(self) -> List[str]:
         """Return a line on the fullest stage and, where it does not fit well, one a knob: the three that help most."""

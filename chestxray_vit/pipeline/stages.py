@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from chestxray_vit.errors import InputError
-from chestxray_vit.pipeline.ipu_config import PipelineMode, training
+from chestxray_vit.pipeline.pipeline_config import PipelineConfig, PipelineMode
 
 TORCHRUN = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 
@@ -62,7 +62,7 @@ class Place:
         return (self.replica if replica is None else replica) * self.num_stages + stage
 
 
-def init_stage_rank(config: Dict[str, Any], device: str) -> Place:
+def init_stage_rank(config: PipelineConfig, device: str) -> Place:
     """Join the processes that torchrun started, and return this one's place.
 
     torchrun's variables are then taken away: accelerate would wrap each stage in data parallelism by them.
@@ -78,7 +78,7 @@ def init_stage_rank(config: Dict[str, Any], device: str) -> Place:
     torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30))
     for name in TORCHRUN:
         os.environ.pop(name, None)
-    return place_of(training(config).ipus_per_replica, local)
+    return place_of(config.training.ipus_per_replica, local)
 
 
 def place_of(num_stages: int, device: torch.device) -> Place:

@@ -6,10 +6,10 @@ so the updates and their learning rates are the same."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Dict, Optional
 
 from chestxray_vit.errors import InputError
-from chestxray_vit.pipeline import ipu_config
+from chestxray_vit.pipeline.pipeline_config import PipelineConfig
 
 TUTORIAL = 128  # images of one update in the Graphcore tutorial
 LARGEST_PASS = {"cpu": 32, "cuda": 64}  # images of one training pass, where the user names none
@@ -39,9 +39,9 @@ class GlobalBatch:
         return {"per_device_train_batch_size": self.at_a_time, "gradient_accumulation_steps": self.passes}
 
 
-def on_ipus(config: Dict[str, Any], at_a_time: Optional[int]) -> GlobalBatch:
+def on_ipus(config: PipelineConfig, at_a_time: Optional[int]) -> GlobalBatch:
     """Return the cut of an IPU configuration; a micro-batch is one image, unless `at_a_time` says more."""
-    mode = ipu_config.training(config)
+    mode = config.training
     return GlobalBatch(at_a_time or 1, mode.gradient_accumulation_steps, mode.replication_factor)
 
 

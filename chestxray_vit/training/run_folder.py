@@ -18,6 +18,7 @@ from chestxray_vit.artifacts.metadata import METADATA, find_metadata
 from chestxray_vit.artifacts.thresholds import FILE as THRESHOLDS
 from chestxray_vit.data.synthetic.release import is_synthetic
 from chestxray_vit.errors import InputError
+from chestxray_vit.pipeline.pipeline_config import PipelineConfig
 from chestxray_vit.reporting.model_card import CARD, CONFIG, model_card
 from chestxray_vit.reporting.render.loss_curve import draw_loss_curve
 from chestxray_vit.storage.atomic import ASIDE_RUN, sha256, write_text
@@ -116,7 +117,7 @@ def write_run(
     state,
     config: Dict[str, Any],
     metrics: Dict[str, float],
-    ipu_config: Optional[Dict[str, Any]],
+    ipu_config: Optional[PipelineConfig],
 ) -> None:
     """Write a finished run.
 
@@ -136,7 +137,7 @@ def write_run(
         processor.save_pretrained(aside)
         state.save_to_json(os.path.join(aside, STATE))
         if ipu_config is not None:
-            write_json(Path(aside, "ipu_config.json"), ipu_config)
+            write_json(Path(aside, "ipu_config.json"), ipu_config.to_dict())
         draw_loss_curve(state.log_history, Path(aside, "loss.png"))
         write_text(Path(aside, CARD), model_card(target.resolve().name, config))
         mode = Path(aside, CARD).stat().st_mode  # as umask says; safetensors writes for its owner alone

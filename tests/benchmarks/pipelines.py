@@ -116,7 +116,7 @@ def _pipeline(rank: int, folder: str, vit: Any, images: int, count: int, stages:
     """Join the other stages, and cut a model in place."""
     import torch
 
-    from chestxray_vit.pipeline.ipu_config import PipelineMode
+    from chestxray_vit.pipeline.pipeline_config import PipelineMode
     from chestxray_vit.pipeline.stages import Pipeline, place_of
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=stages)

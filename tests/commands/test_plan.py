@@ -52,7 +52,10 @@ def test_every_configuration_of_ours_is_planned_narrowly_and_fits(name, capsys):
     assert main([name]) == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 110
-    assert len(re.findall(r" fits$", printed, flags=re.M)) == ipu_config.read_ipu_config(name)["ipus_per_replica"] + 2
+    assert (
+        len(re.findall(r" fits$", printed, flags=re.M))
+        == ipu_config.read_ipu_config(name).training.ipus_per_replica + 2
+    )
 
 
 def test_json_has_both_modes(capsys):

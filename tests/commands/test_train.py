@@ -22,6 +22,7 @@ from chestxray_vit.errors import InputError
 from chestxray_vit.labels import FINDINGS
 from chestxray_vit.models.vit import build_from_scratch, load_model
 from chestxray_vit.models.vit_size import ViTSize
+from chestxray_vit.pipeline.pipeline_config import PipelineConfig
 from chestxray_vit.training import run_folder
 from chestxray_vit.training.engines import choose as backend
 from tests.helpers.training import STEPS, TINY, history, losses, trained
@@ -309,6 +310,7 @@ def test_unknown_flag_in_a_file_is_refused(tmp_path, capsys):
 )
 def test_global_batch_is_settled(given, global_batch_size, ipu_config, expected):
     values = dict(zip(("per_device_train_batch_size", "gradient_accumulation_steps"), given))
+    ipu_config = ipu_config and PipelineConfig.from_dict(ipu_config)
     settled = backend.settle_batch(values, "cpu", global_batch_size, ipu_config)
     assert (settled.at_a_time, settled.passes, settled.copies) == (*expected, 1)
 

@@ -24,6 +24,7 @@ from chestxray_vit.data import dataset as xrays
 from chestxray_vit.models.vit import build_from_scratch, load_model
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline import ipu_config
+from chestxray_vit.pipeline.pipeline_config import PipelineConfig
 from chestxray_vit.training import distributed as processes
 from chestxray_vit.training.arguments import IPUFlags
 from chestxray_vit.training.engines import choose as backend
@@ -78,9 +79,9 @@ def test_every_folder_is_an_ipu_config(name, poptorch):
 
     theirs = IPUConfig.from_pretrained(ROOT / "ipu_configs" / name)
     ours = ipu_config.read_ipu_config(name)
-    assert {key: getattr(theirs, key) for key in ours} == ours
-    assert theirs.batch_size_factor() == ipu_config.training(ours).batch_size_factor
-    assert theirs.batch_size_factor(for_inference=True) == ipu_config.inference(ours).batch_size_factor
+    assert {key: getattr(theirs, key) for key in ours.to_dict()} == ours.to_dict()
+    assert theirs.batch_size_factor() == ours.training.batch_size_factor
+    assert theirs.batch_size_factor(for_inference=True) == ours.inference.batch_size_factor
 
 
 CONFIGS = (
@@ -98,7 +99,8 @@ def test_modes_are_those_of_the_real_ipu_config(config, poptorch):
     from optimum.graphcore.modeling_utils import get_layer_ipu
 
     theirs = IPUConfig(**config)
-    for mode, switch in ((ipu_config.training(config), theirs.train), (ipu_config.inference(config), theirs.eval)):
+    ours = PipelineConfig.from_dict(config)
+    for mode, switch in ((ours.training, theirs.train), (ours.inference, theirs.eval)):
         switch()
         assert mode.ipus_per_replica == theirs._ipus_per_replica
         assert list(mode.layers_per_ipu) == theirs._layers_per_ipu
@@ -116,7 +118,7 @@ def test_overrides_are_read_as_the_real_ipu_config_reads_them(poptorch):
     theirs = IPUConfig.from_pretrained(ROOT / "ipu_configs" / "vit-base-pod4")
     theirs.update_from_string(text)
     ours = ipu_config.read_ipu_config("vit-base-pod4", None, text)
-    assert {key: getattr(theirs, key) for key in ours} == ours
+    assert {key: getattr(theirs, key) for key in ours.to_dict()} == ours.to_dict()
 
 
 def test_pod4_places_a_model_of_twelve_layers(poptorch, tmp_path):
@@ -139,7 +141,7 @@ def test_pod4_places_a_model_of_twelve_layers(poptorch, tmp_path):
 def test_options_say_what_the_configuration_says(run, poptorch, tmp_path, monkeypatch):
     monkeypatch.setenv("POPLAR_EXECUTABLE_CACHE_DIR", str(tmp_path / "cache"))
     config = ipu_config.read_ipu_config("vit-base-pod16", 8)
-    config = {**config, "layers_per_ipu": [1, 0, 0, 1]}
+    config = config.with_values(layers_per_ipu=[1, 0, 0, 1])
     options = small_trainer(tmp_path, config, fp32=False, gradient_accumulation_steps=32).opts
     assert options.replication_factor == 2
     assert options.Training.gradient_accumulation == 32
@@ -160,7 +162,7 @@ def test_run_folder_is_a_plain_float32_vit_and_pickles_stay_in_checkpoints(run):
         assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float32}
     pickles = {path.parent.name.split("-")[0] for path in run.rglob("*") if path.suffix in (".bin", ".pt", ".pth")}
     assert pickles == {"checkpoint"}
-    assert json.loads((run / "ipu_config.json").read_text()) == ipu_config.read_ipu_config("vit-tiny-2ipu")
+    assert json.loads((run / "ipu_config.json").read_text()) == ipu_config.read_ipu_config("vit-tiny-2ipu").to_dict()
     told = json.loads((run / "train_config.json").read_text())
     assert told["device"] == "ipu"
     assert told["global_batch"] == {"at_a_time": 1, "passes": 8, "copies": 1, "total": 8}

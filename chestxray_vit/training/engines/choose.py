@@ -29,6 +29,7 @@ from chestxray_vit.errors import InputError
 from chestxray_vit.metrics.roc_auc import compute_metrics
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline import ipu_config
+from chestxray_vit.pipeline.pipeline_config import PipelineConfig
 from chestxray_vit.pipeline.stage_plan import StagePlan
 from chestxray_vit.training import global_batch as batch
 from chestxray_vit.training import precision
@@ -131,7 +132,7 @@ def _without_ipus() -> Optional[str]:
 
 
 def settle_batch(
-    given: Dict[str, Any], device: str, total: Optional[int], config: Optional[Dict[str, Any]], place: Any = None
+    given: Dict[str, Any], device: str, total: Optional[int], config: Optional[PipelineConfig], place: Any = None
 ) -> batch.GlobalBatch:
     """Return how the global batch is cut: that of the IPU configuration, if there is one, on every engine.
 
@@ -151,7 +152,7 @@ def settle_batch(
     return batch.on_processes(at_a_time, passes, total, world_size(), device)
 
 
-def ipu_config_for(options: Any, device: str, default: str = ipu_config.DEFAULT) -> Optional[Dict[str, Any]]:
+def ipu_config_for(options: Any, device: str, default: str = ipu_config.DEFAULT) -> Optional[PipelineConfig]:
     """Return the IPU configuration to go by, if one was named or IPUs are to be used.
 
     Args:
@@ -165,7 +166,7 @@ def ipu_config_for(options: Any, device: str, default: str = ipu_config.DEFAULT)
     return ipu_config.read_ipu_config(name, ipu_config.num_ipus(options.n_ipu), options.ipu_config_overrides)
 
 
-def pipeline_config(options: Any, device: str) -> Dict[str, Any]:
+def pipeline_config(options: Any, device: str) -> PipelineConfig:
     """Return the IPU configuration with this run's processes in the IPUs' place.
 
     Args:
@@ -183,7 +184,7 @@ def pipeline_config(options: Any, device: str) -> Dict[str, Any]:
             f"transformers {transformers.__version__}, torch {torch.__version__}."
         )
     name, found = options.ipu_config_name, world_size()
-    stages = ipu_config.training(ipu_config.read_ipu_config(name, None, options.ipu_config_overrides)).ipus_per_replica
+    stages = ipu_config.read_ipu_config(name, None, options.ipu_config_overrides).training.ipus_per_replica
     if found % stages or "MASTER_ADDR" not in os.environ:
         raise InputError(
             f"--pipeline: {stages} stages need a process each, or a multiple; found {found}. "
@@ -275,7 +276,7 @@ def make_trainer(
     eval_dataset=None,
     pos_weight: Optional[Sequence[float]] = None,
     metrics: Callable = compute_metrics,
-    config: Optional[Dict[str, Any]] = None,
+    config: Optional[PipelineConfig] = None,
     place: Any = None,
     schedule: str = "1f1b",
     to_pixel_values: Optional[GreyToPixelValues] = None,
@@ -357,7 +358,7 @@ def predict_logits(trainer, dataset, targets_NL: np.ndarray) -> np.ndarray:
 
 
 def notes(
-    device: str, config: Optional[Dict[str, Any]], place: Any, micro_batch: int, shape: ViTSize, fp32: bool
+    device: str, config: Optional[PipelineConfig], place: Any, micro_batch: int, shape: ViTSize, fp32: bool
 ) -> List[str]:
     """Return what a user should know of a pipeline, once a run.
 

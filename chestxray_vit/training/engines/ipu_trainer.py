@@ -25,7 +25,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from chestxray_vit.data.cached_dataset import GreyToPixelValues, IPUCollate
 from chestxray_vit.errors import InputError
-from chestxray_vit.pipeline import ipu_config as configuration
+from chestxray_vit.pipeline.pipeline_config import PipelineConfig, PipelineMode
 from chestxray_vit.pipeline.stage_plan import StagePlan
 from chestxray_vit.training.engines.base import (
     EpochSampler,
@@ -200,7 +200,7 @@ def make_trainer(
     model,
     processor,
     args: IPUTrainingArguments,
-    config: Dict[str, Any],
+    config: PipelineConfig,
     train_dataset,
     eval_dataset,
     pos_weight: Optional[Sequence[float]],
@@ -226,7 +226,7 @@ def make_trainer(
         raise InputError(f"{plan.refusal()}. Set --gradient_accumulation_steps higher, or use fewer stages.")
     if train_dataset is not None:
         _check_images(len(train_dataset), args, mode)
-    needed = max(mode.num_ipus if train_dataset is not None else 0, configuration.inference(config).num_ipus)
+    needed = max(mode.num_ipus if train_dataset is not None else 0, config.inference.num_ipus)
     if not poptorch.ipuHardwareIsAvailable(needed // instance[1]):
         raise InputError(
             f"{needed // instance[1]} IPUs are needed, and this system has no such number "
@@ -251,7 +251,7 @@ def make_trainer(
     return trainer
 
 
-def _check_images(found: int, args: IPUTrainingArguments, mode: configuration.PipelineMode) -> None:
+def _check_images(found: int, args: IPUTrainingArguments, mode: PipelineMode) -> None:
     needed = args.per_device_train_batch_size * mode.batch_size_factor
     if found < needed:
         raise InputError(
@@ -262,15 +262,16 @@ def _check_images(found: int, args: IPUTrainingArguments, mode: configuration.Pi
         )
 
 
-def _local(config: Dict[str, Any], num_instances: int) -> PodConfig:
+def _local(config: PipelineConfig, num_instances: int) -> PodConfig:
     """Return the configuration of one instance, with the executable cache where the environment wants it.
 
     A loss is returned for each micro-batch: by default it is the last one's, of as little as one image."""
-    values = {"output_mode": "all", **config}
+    values = {"output_mode": "all", **config.to_dict()}
     for name in ("replication_factor", "inference_replication_factor"):
-        values[name], rest = divmod(values.get(name, 1), num_instances)
+        found = values.get(name, 1)
+        values[name], rest = divmod(found, num_instances)
         if rest:
-            raise InputError(f"{name} {config[name]} cannot be shared by poprun's {num_instances} instances.")
+            raise InputError(f"{name} {found} cannot be shared by poprun's {num_instances} instances.")
     cache = os.environ.get("POPLAR_EXECUTABLE_CACHE_DIR")
     if cache:
         values["executable_cache_dir"] = cache

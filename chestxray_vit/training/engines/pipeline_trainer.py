@@ -18,7 +18,7 @@ from chestxray_vit.data.cached_dataset import CachedXrays
 from chestxray_vit.data.dataset import collate, targets_of
 from chestxray_vit.errors import InputError
 from chestxray_vit.models.vit import load_model
-from chestxray_vit.pipeline import ipu_config
+from chestxray_vit.pipeline.pipeline_config import PipelineConfig
 from chestxray_vit.pipeline.stages import Pipeline, Place
 from chestxray_vit.training.engines.base import (
     EpochSampler,
@@ -255,7 +255,7 @@ def make_trainer(
     model,
     processor,
     args: StageArguments,
-    config: Dict[str, Any],
+    config: PipelineConfig,
     place: Place,
     schedule: str,
     train_dataset,
@@ -276,8 +276,8 @@ def make_trainer(
     Raises:
         InputError: layers that are not the model's, too few images, or too few micro-batches for the schedule.
     """
-    ipu_config.check_model(config, model.config.num_hidden_layers)
-    mode = ipu_config.training(config)
+    config.check_layers(model.config.num_hidden_layers)
+    mode = config.training
     needed = args.per_device_train_batch_size * place.num_replicas
     if len(train_dataset) < needed:
         raise InputError(
@@ -285,7 +285,7 @@ def make_trainer(
             "Lower --gradient_accumulation_steps, or start fewer replicas."
         )
     micro = args.per_device_train_batch_size // mode.gradient_accumulation_steps
-    recompute = config.get("recompute_checkpoint_every_layer", False)
+    recompute = config.recompute_checkpoint_every_layer
     weight_L = None if pos_weight is None else torch.tensor(pos_weight, dtype=torch.float32)
     pipeline = Pipeline(model, place, mode, micro, recompute, schedule, weight_L)
     if not place.is_first:

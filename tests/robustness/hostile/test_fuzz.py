@@ -410,7 +410,7 @@ VALUE = st.recursive(
 
 
 @fuzzed
-@given(changes=st.dictionaries(st.sampled_from(ipu_config._known()), VALUE, min_size=1, max_size=4))
+@given(changes=st.dictionaries(st.sampled_from(ipu_config.FIELDS), VALUE, min_size=1, max_size=4))
 def test_any_configuration_is_planned_or_refused(folder, changes):
     path = folder / "ipu_config.json"
     path.write_text(json.dumps({**GOOD, **changes}))

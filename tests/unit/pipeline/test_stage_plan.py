@@ -35,7 +35,7 @@ SHAPES = {
 
 def plan(shape=SHAPES["ViT-B/16"], micro_batch_size=1, fp32=False, inference=False, **changes):
     """Plan vit-base-pod4 with changes."""
-    return StagePlan.from_config({**POD4, **changes}, shape, micro_batch_size, fp32, inference)
+    return StagePlan.from_config(POD4.with_values(**changes), shape, micro_batch_size, fp32, inference)
 
 
 def instantiated(shape, device="meta"):
@@ -188,7 +188,7 @@ def test_knobs_are_computed_and_the_best_comes_first():
     assert names[0] == "optimizer_state_offchip=true"
     assert "micro_batch_size=4" in names
     assert "replicated_tensor_sharding=true" not in names  # one replica has none to share with
-    offchip = {**crowded.config, "optimizer_state_offchip": True}
+    offchip = crowded.config.with_values(optimizer_state_offchip=True)
     assert crowded.knobs()[0][1] == StagePlan.from_config(offchip, LARGE, 8)
 
 

@@ -247,7 +247,7 @@ def test_check_passes_for_every_configuration(name, capfd):
     printed = capfd.readouterr().out
     assert "the pipeline is the model" in printed
     assert printed.count(": same") == 3
-    config = ipu_config.training(ipu_config.read_ipu_config(name))
+    config = ipu_config.read_ipu_config(name).training
     assert len(re.findall(r"^stage \d", printed, re.M)) == config.ipus_per_replica
 
 
