@@ -18,7 +18,8 @@ OWN_FLAGS: Dict[Tuple[str, str], Tuple[str, ...]] = {
         "image_size patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size".split()
     ),
     ("train", "TrainIPUFlags"): tuple(
-        "ipu_config_name n_ipu ipu_config_overrides fp32 loss_scaling dataloader_mode pipeline pipeline_schedule".split()
+        "ipu_config_name n_ipu ipu_config_overrides fp32 loss_scaling dataloader_mode "
+        "pipeline pipeline_schedule".split()
     ),
     ("evaluate", "EvaluateFlags"): tuple("dataset_dir split device cache_dir allow_unreadable thumbnails".split()),
     ("training.arguments", "IPUFlags"): tuple("ipu_config_name n_ipu ipu_config_overrides fp32".split()),
