@@ -92,6 +92,7 @@ def evaluate(
     """
     from chestxray_vit.data import cached_dataset as pixels
     from chestxray_vit.data import dataset as xrays
+    from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
     from chestxray_vit.models import vit as model
     from chestxray_vit.pipeline import ipu_config
     from chestxray_vit.training import distributed as processes
@@ -99,8 +100,8 @@ def evaluate(
 
     device = backend.pick_device(own.device)
     vit, processor = model.load_model(run_dir)
-    preprocess = xrays.Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
-    cache = pixels.open_cache(own.dataset_dir, preprocess, own.cache_dir, own.allow_unreadable)
+    preprocess = Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
+    cache = pixels.open_cache(xrays.open_dataset(own.dataset_dir), preprocess, own.cache_dir, own.allow_unreadable)
     splits = {name: pixels.readable(rows, cache) for name, rows in _splits(own).items()}
     found = xrays.targets_of(splits[own.split]).shape[1]
     if found != vit.config.num_labels:
@@ -116,7 +117,7 @@ def evaluate(
     args = backend.training_arguments(given, device, ipu_flags)
     own_config = Path(run_dir) / ipu_config.FILE
     config = backend.ipu_config_for(ipu_flags, device, str(own_config) if own_config.is_file() else ipu_config.DEFAULT)
-    to_pixel_values = None if cache is None else pixels.GreyToPixelValues(preprocess)
+    to_pixel_values = None if cache is None else GreyToPixelValues(preprocess)
     trainer = backend.make_trainer(vit, processor, args, config=config, to_pixel_values=to_pixel_values)
     tables = {}
     with _claim(output_dir):

@@ -105,13 +105,13 @@ def _check(args: argparse.Namespace) -> None:
 
 def _open_run(args: argparse.Namespace) -> Tuple[Any, Any, str]:
     """Return the model in evaluation on its device, its preprocessing, and the device."""
-    from chestxray_vit.data import dataset as xrays  # only here: they load torch
+    from chestxray_vit.images.preprocess import Preprocess  # only here: they load torch
     from chestxray_vit.models import vit as model
     from chestxray_vit.training.engines import choose as backend
 
     device = backend.pick_device(args.device, with_ipu=False)
     vit, processor = model.load_model(args.run)
-    return vit.to(device).eval(), xrays.Preprocess(processor), device
+    return vit.to(device).eval(), Preprocess(processor), device
 
 
 def _read(path: Path, unreadable: List[str]) -> Optional[Image.Image]:

@@ -26,6 +26,7 @@ from chestxray_vit.data.readers import nih
 from chestxray_vit.data.readers import nih_archives as archives
 from chestxray_vit.entry_point import cli_main
 from chestxray_vit.errors import InputError, Problems
+from chestxray_vit.images.files import check_header, check_images, check_pixels
 from chestxray_vit.labels import label_names
 from chestxray_vit.storage.atomic import atomic_write_many, sha256, write_bytes
 from chestxray_vit.storage.json_files import write_json
@@ -240,10 +241,10 @@ def _keep_images(
         left_out["image missing"] = num_missing
     kept = entries.keep(there_N)
     if args.verify != "none":
-        check = archives.check_header if args.verify == "header" else archives.check_pixels
+        check = check_header if args.verify == "header" else check_pixels
         folders = list(found)
         paths = [folders[code] / name for code, name in zip(folder_N[there_N].tolist(), kept.column("file_name"))]
-        wrong = archives.check_images(paths, check)
+        wrong = check_images(paths, check)
         if wrong and args.allow_missing:
             left_out["image unreadable"] = len(wrong)
             kept = kept.keep(np.array([path not in wrong for path in paths]))

@@ -128,7 +128,8 @@ def score(
     from tqdm import tqdm
 
     from chestxray_vit.artifacts.predictions import probabilities
-    from chestxray_vit.data.dataset import Preprocess, read_grey
+    from chestxray_vit.images.decode import read_grey
+    from chestxray_vit.images.preprocess import Preprocess
 
     preprocess = Preprocess(processor)
     vit = vit.to(device).eval()

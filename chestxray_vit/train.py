@@ -167,6 +167,7 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
     from chestxray_vit.data import cached_dataset as pixels
     from chestxray_vit.data import dataset as xrays
     from chestxray_vit.images.augment import Augment
+    from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
     from chestxray_vit.models.vit_size import ViTSize
     from chestxray_vit.pipeline import stages
     from chestxray_vit.training import distributed as processes
@@ -193,8 +194,8 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
     set_seed(args.seed)
     model, processor = _build(own, resume, xrays.targets_of(datasets["train"]).shape[1])
     num_parameters, shape = model.num_parameters(), ViTSize.of(model.config)  # now: a pipeline cuts the model
-    preprocess = xrays.Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
-    cache = pixels.open_cache(own.dataset_dir, preprocess, own.cache_dir, own.allow_unreadable)
+    preprocess = Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
+    cache = pixels.open_cache(xrays.open_dataset(own.dataset_dir), preprocess, own.cache_dir, own.allow_unreadable)
     datasets = {name: pixels.readable(dataset, cache) for name, dataset in datasets.items()}
     targets_NL = xrays.targets_of(datasets["train"])
     views = pixels.model_inputs(datasets, preprocess, cache)
@@ -208,7 +209,7 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
         config=config,
         place=place,
         schedule=ipu_flags.pipeline_schedule,
-        to_pixel_values=None if cache is None else pixels.GreyToPixelValues(preprocess),
+        to_pixel_values=None if cache is None else GreyToPixelValues(preprocess),
     )
     trainer.augment = Augment() if own.augment else None
     if processes.is_main_process():

@@ -14,10 +14,10 @@ from typing import Any, Dict, Optional, Sequence
 import numpy as np
 import torch
 
-from chestxray_vit.artifacts.metadata import find_metadata
-from chestxray_vit.data.dataset import Preprocess, collate, load_xrays, names_of, preprocessed, targets_of
+from chestxray_vit.data.dataset import XrayDataset, collate, names_of, preprocessed, targets_of
 from chestxray_vit.data.pixel_cache.cache import PixelCache, build_cache, default_cache_dir
 from chestxray_vit.errors import InputError
+from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +25,13 @@ NO_CACHE = "none"
 
 
 def open_cache(
-    dataset_dir: str, preprocess: Preprocess, cache_dir: Optional[str], allow_unreadable: bool
+    dataset: XrayDataset, preprocess: Preprocess, cache_dir: Optional[str], allow_unreadable: bool
 ) -> Optional[PixelCache]:
     """Open the pixel cache of a data set, building what is lacking, or return None where none is wanted.
 
     Args:
-        dataset_dir: an ingested folder.
-        preprocess: says size and resize rule.
+        dataset: of `open_dataset`; its metadata.jsonl is not read again.
+        preprocess: holds the size and the filter of the resize.
         cache_dir: of the user; None for the usual place, `none` for no cache.
         allow_unreadable: leave out images that cannot be read, in place of an error.
     """
@@ -39,10 +39,15 @@ def open_cache(
         if allow_unreadable:
             raise InputError("--allow_unreadable goes with a pixel cache: leave out --cache_dir none.")
         return None
-    root = find_metadata(dataset_dir).parent
-    folder = default_cache_dir(root) if cache_dir is None else Path(cache_dir)
-    names = names_of(load_xrays(dataset_dir))
-    cache = build_cache(root, names, preprocess.size, preprocess.resample, folder, allow_unreadable=allow_unreadable)
+    folder = default_cache_dir(dataset.root) if cache_dir is None else Path(cache_dir)
+    cache = build_cache(
+        dataset.root,
+        dataset.file_names,
+        preprocess.size,
+        preprocess.resample,
+        folder,
+        allow_unreadable=allow_unreadable,
+    )
     for name, reason in cache.unreadable.items():
         logger.warning("left out: %s: %s", name, reason)
     return cache
@@ -85,40 +90,6 @@ class CachedXrays(torch.utils.data.Dataset):
         places_B = np.asarray(places)
         planes = torch.from_numpy(np.asarray(self.planes)[self.places_N[places_B]])
         return {"pixel_values": planes, "labels": self.targets_NL[torch.from_numpy(places_B)]}
-
-
-class GreyToPixelValues:
-    """Makes a ViT's pixel values of grey planes, as the image processor would: grey to RGB, rescaled, normalised.
-
-    Attributes:
-        scale_3, bias_3: a channel's value is grey x scale + bias.
-        alike: whether the channels are; then one is computed, and the others are views of it.
-    """
-
-    def __init__(self, preprocess: Preprocess):
-        """Args: preprocess: whose answer to the 256 grey levels is a straight line for every channel."""
-        levels_3x256 = preprocess.levels_3x256.astype(np.float64)
-        scale_3 = (levels_3x256[:, 255] - levels_3x256[:, 0]) / 255
-        line = levels_3x256[:, :1] + scale_3[:, None] * np.arange(256)
-        if np.abs(line - levels_3x256).max() > 1e-2:  # float16 levels are rounded
-            raise InputError("preprocessor_config.json: not a scale and a shift. Train with --cache_dir none.")
-        self.scale_3 = torch.from_numpy(scale_3).float()
-        self.bias_3 = torch.from_numpy(levels_3x256[:, 0]).float()
-        self.alike = bool((self.scale_3 == self.scale_3[0]).all() and (self.bias_3 == self.bias_3[0]).all())
-
-    def __call__(self, planes_BHW: torch.Tensor) -> torch.Tensor:
-        """Return pixel values (B, 3, H, W), float32, on the planes' device."""
-        return self.channels(planes_BHW).expand(-1, 3, -1, -1)
-
-    def channels(self, planes_BHW: torch.Tensor) -> torch.Tensor:
-        """Return (B, 1, H, W) where the channels are alike, else (B, 3, H, W)."""
-        count = 1 if self.alike else 3
-        pixels_BCHW = planes_BHW.float().unsqueeze(1)
-        if count > 1:
-            pixels_BCHW = pixels_BCHW.repeat(1, count, 1, 1)
-        for channel in range(count):  # in place, by numbers: broadcast tensors take three times as long
-            pixels_BCHW[:, channel].mul_(self.scale_3[channel].item()).add_(self.bias_3[channel].item())
-        return pixels_BCHW
 
 
 class IPUCollate:

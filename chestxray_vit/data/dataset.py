@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 
 from chestxray_vit.artifacts.metadata import PART, Metadata, find_metadata, open_metadata
 from chestxray_vit.data.synthetic.release import is_synthetic
-from chestxray_vit.errors import InputError
-from chestxray_vit.images.decode import read_grey
+from chestxray_vit.images.preprocess import Preprocess
 from chestxray_vit.labels import LabelSet
 
 FEATURES = {  # columns beside `image` and `labels`
@@ -127,42 +125,6 @@ def load_xrays(dataset_dir: str | Path, split: Optional[str] = None) -> datasets
         InputError: no metadata, rows that `ingest` would not write, missing images, or an empty split.
     """
     return open_dataset(dataset_dir).split(split)
-
-
-class Preprocess:
-    """Grey to RGB, resize to the checkpoint's size, normalise with its mean and std: its image processor's output.
-
-    A class, not a closure: PopTorch's asynchronous loader pickles it.
-
-    Attributes:
-        size: (width, height) in pixels.
-        levels_3x256: the processor's answer to each grey level, by channel.
-    """
-
-    def __init__(self, processor, dtype: np.dtype = np.float32):
-        """Args: processor: an image processor of `transformers`; dtype: float16 for an IPU in half precision."""
-        if not {"height", "width"} <= set(dict(processor.size)):
-            raise InputError(f"preprocessor_config.json: size is {processor.size}, expected height and width.")
-        self.size = (processor.size["width"], processor.size["height"])
-        self.resample = processor.resample
-        ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
-        levels = processor(ramp, do_resize=False, return_tensors="np")["pixel_values"][0]
-        self.levels_3x256 = np.asarray(levels, dtype=np.float32).reshape(3, 256).astype(dtype)
-
-    def pixels(self, image: Image.Image) -> torch.Tensor:
-        """Return the (3, H, W) pixel values of a grey image."""
-        if image.size != self.size:
-            image = image.resize(self.size, self.resample)
-        return torch.from_numpy(self.levels_3x256[:, np.asarray(image)])
-
-    def __call__(self, rows: Dict[str, List]) -> Dict[str, List]:
-        """Turn a batch of a dataset's columns `image` (undecoded) and, where there, `labels` into tensors."""
-        result: Dict[str, List] = {
-            "pixel_values": [self.pixels(read_grey(image["bytes"] or image["path"])) for image in rows["image"]]
-        }
-        if "labels" in rows:
-            result["labels"] = [torch.tensor(labels, dtype=torch.float32) for labels in rows["labels"]]
-        return result
 
 
 def preprocessed(xrays: datasets.Dataset, preprocess: Preprocess) -> datasets.Dataset:

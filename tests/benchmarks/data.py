@@ -150,7 +150,8 @@ def preprocess(scratch: Path, num_rows: int) -> List[Result]:
     from PIL import Image
     from transformers import AutoImageProcessor
 
-    from chestxray_vit.data.dataset import Preprocess, read_grey
+    from chestxray_vit.images.decode import read_grey
+    from chestxray_vit.images.preprocess import Preprocess
     from chestxray_vit.models.vit import build_from_scratch
     from chestxray_vit.models.vit_size import ViTSize
 

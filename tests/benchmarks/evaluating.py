@@ -19,7 +19,7 @@ def evaluate(scratch: Path, num_rows: int) -> List[Result]:
     import torch
     from transformers import Trainer
 
-    from chestxray_vit.data.cached_dataset import GreyToPixelValues
+    from chestxray_vit.images.preprocess import GreyToPixelValues
     from chestxray_vit.models.vit import build_from_scratch
     from chestxray_vit.training.engines import choose as backend
 

@@ -190,9 +190,10 @@ def _on_gpu(scratch: Path, shape: ViTSize, name: str, device: str) -> List[Resul
     import torch
     from transformers import Trainer, TrainingArguments
 
-    from chestxray_vit.data.cached_dataset import CachedXrays, GreyToPixelValues
-    from chestxray_vit.data.dataset import Preprocess, collate
+    from chestxray_vit.data.cached_dataset import CachedXrays
+    from chestxray_vit.data.dataset import collate
     from chestxray_vit.data.pixel_cache.cache import build_cache
+    from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
     from chestxray_vit.models.vit import build_from_scratch
     from chestxray_vit.training.engines import choose as backend
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List, Sequence, Tuple
 from unittest import mock
 
-from chestxray_vit.images import decode as grey
+from chestxray_vit.images import png
 from tests.benchmarks import releases
 from tests.benchmarks.measure import Result, interleave
 from tests.benchmarks.releases import FULL
@@ -35,7 +35,7 @@ def cache_build(scratch: Path, num_rows: int) -> List[Result]:
         return result
 
     builds = {"Pillow alone": _build(scratch, paths, None)}
-    isal_zlib = grey._fast_zlib()
+    isal_zlib = png.fast_zlib()
     if isal_zlib is not None:
         builds["isal and Pillow"] = _build(scratch, paths, isal_zlib)
     planes = pillow()
@@ -62,7 +62,7 @@ def _build(scratch: Path, paths: Sequence[Path], fast_zlib: Any) -> Callable[[],
 
     def build():
         folder = Path(tempfile.mkdtemp(dir=scratch))
-        with mock.patch.object(grey, "_fast_zlib", lambda: fast_zlib):
+        with mock.patch.object(png, "fast_zlib", lambda: fast_zlib):
             return build_cache(paths[0].parent, names, SIZE, 2, folder)
 
     return build
@@ -89,8 +89,9 @@ def cached_read(scratch: Path, num_rows: int) -> List[Result]:
     import numpy as np
     import torch
 
-    from chestxray_vit.data.cached_dataset import CachedXrays, GreyToPixelValues
+    from chestxray_vit.data.cached_dataset import CachedXrays
     from chestxray_vit.data.dataset import collate
+    from chestxray_vit.images.preprocess import GreyToPixelValues
 
     cached, decoded, preprocess, source = views(scratch, _num_images(num_rows))
     to_pixel_values = GreyToPixelValues(preprocess)
@@ -106,7 +107,7 @@ def cached_read(scratch: Path, num_rows: int) -> List[Result]:
             torch.from_numpy(in_memory_NHW[places_B]).to(kind)
 
     def png_on_the_fly() -> None:
-        with mock.patch.object(grey, "_fast_zlib", lambda: None):
+        with mock.patch.object(png, "fast_zlib", lambda: None):
             for _ in batches(decoded, few):
                 pass
 
@@ -135,8 +136,8 @@ def waiting(scratch: Path, num_rows: int) -> List[Result]:
     import torch
     from torch.utils.data import DataLoader
 
-    from chestxray_vit.data.cached_dataset import GreyToPixelValues
     from chestxray_vit.data.dataset import collate
+    from chestxray_vit.images.preprocess import GreyToPixelValues
     from chestxray_vit.models.vit import build_from_scratch
     from chestxray_vit.models.vit_size import ViTSize
 
@@ -171,8 +172,9 @@ def views(scratch: Path, num_images: int) -> Tuple[Any, Any, Any, str]:
     import numpy as np
 
     from chestxray_vit.data.cached_dataset import CachedXrays
-    from chestxray_vit.data.dataset import Preprocess, preprocessed
+    from chestxray_vit.data.dataset import preprocessed
     from chestxray_vit.data.pixel_cache.cache import build_cache
+    from chestxray_vit.images.preprocess import Preprocess
     from chestxray_vit.models.vit import build_from_scratch
     from chestxray_vit.models.vit_size import ViTSize
 

@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 from chestxray_vit import evaluate, ingest, predict, report
 from chestxray_vit.artifacts import predictions, thresholds
 from chestxray_vit.data import dataset as xrays
+from chestxray_vit.images.preprocess import Preprocess
 from chestxray_vit.labels import FINDINGS, label_names
 from chestxray_vit.models import vit as model
 from chestxray_vit.models.vit_size import ViTSize
@@ -74,7 +75,7 @@ def test_no_row_is_lost_at_the_edges_of_a_batch(run, synthetic_dataset, tmp_path
     dataset = xrays.load_xrays(synthetic_dataset).select(range(num_images))
     given = {**backend.recipe(), **backend.no_training(), "output_dir": str(tmp_path), "per_device_eval_batch_size": 7}
     trainer = backend.make_trainer(vit, processor, backend.training_arguments(given, "cpu"))
-    view = xrays.preprocessed(dataset, xrays.Preprocess(processor))
+    view = xrays.preprocessed(dataset, Preprocess(processor))
     logits = backend.predict_logits(trainer, view, xrays.targets_of(dataset))
     assert logits.shape == (num_images, 14)
     assert np.abs(logits - logits_one_by_one(run, dataset)).max() < 1e-4
@@ -85,7 +86,7 @@ def test_rows_in_another_order_are_a_defect_not_an_auc(run, synthetic_dataset, t
     dataset = xrays.load_xrays(synthetic_dataset, "test")
     given = {**backend.recipe(), **backend.no_training(), "output_dir": str(tmp_path)}
     trainer = backend.make_trainer(vit, processor, backend.training_arguments(given, "cpu"))
-    view = xrays.preprocessed(dataset, xrays.Preprocess(processor))
+    view = xrays.preprocessed(dataset, Preprocess(processor))
     with pytest.raises(RuntimeError, match="in another order"):
         backend.predict_logits(trainer, view, xrays.targets_of(dataset)[::-1])
 
@@ -171,7 +172,7 @@ def test_no_memory_is_told_and_earlier_scores_stay(run, synthetic_dataset, tmp_p
     evaluating = [str(run), "--dataset_dir", str(synthetic_dataset), "--output_dir", str(output), "--device", "cpu"]
     assert evaluate.main(evaluating) == 0
     before = contents(output)
-    monkeypatch.setattr("chestxray_vit.data.cached_dataset.GreyToPixelValues.channels", lambda *_: torch.empty(1 << 60))
+    monkeypatch.setattr("chestxray_vit.images.preprocess.GreyToPixelValues.channels", lambda *_: torch.empty(1 << 60))
     assert evaluate.main([*evaluating, "--per_device_eval_batch_size", "7"]) == 2
     told = capsys.readouterr().err
     assert "error: no memory for 7 images at a time: lower --per_device_eval_batch_size." in told

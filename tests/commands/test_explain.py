@@ -17,6 +17,7 @@ from chestxray_vit import explain, ingest
 from chestxray_vit.data import dataset as xrays
 from chestxray_vit.data.readers.nih_boxes import read_boxes
 from chestxray_vit.images.decode import read_grey
+from chestxray_vit.images.preprocess import Preprocess
 from chestxray_vit.labels import FINDINGS
 from chestxray_vit.models import vit as model
 from chestxray_vit.saliency import attention_maps as attention
@@ -118,7 +119,7 @@ def test_title_tells_finding_score_and_method(run, tmp_path, monkeypatch):
     for method in attention.METHODS:
         assert explained(run, tmp_path / "a.png", "--method", method, "--finding", "Mass") == 0
     vit, processor = model.load_model(run)
-    pixels = xrays.Preprocess(processor).pixels(read_grey(tmp_path / "a.png"))
+    pixels = Preprocess(processor).pixels(read_grey(tmp_path / "a.png"))
     with torch.no_grad():
         score = torch.sigmoid(vit(pixel_values=pixels[None]).logits[0, FINDINGS.index("Mass")]).item()
     assert texts[0] == f"Mass: score {score:.3f}\ngradient-weighted attention"
@@ -312,7 +313,7 @@ def test_boxes_score_as_one_by_one(dataset, tmp_path, method):
         cases.setdefault((box.file_name, box.finding), []).append(box)
     expected = []
     for (name, finding), boxes in cases.items():
-        pixels = xrays.Preprocess(processor).pixels(read_grey(dataset / "images" / name))
+        pixels = Preprocess(processor).pixels(read_grey(dataset / "images" / name))
         map_hw = attention.heat_maps(vit, pixels[None], [FINDINGS.index(finding)], method)[0].numpy()
         expected.append(slow_score(map_hw, boxes))
     assert overall["num_cases"] == len(expected) == 4

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from chestxray_vit.data.readers.nih import distinct, numbers_of, parse_age, read_entries, read_test_list
-from chestxray_vit.data.readers.nih_archives import check_images, check_pixels, find_images
+from chestxray_vit.data.readers.nih_archives import find_images
 from chestxray_vit.data.split import assign, leaked_patients
+from chestxray_vit.images.files import check_images, check_pixels
 from chestxray_vit.ingest import main as ingest
 from chestxray_vit.labels import FINDINGS, NO_FINDING, decode, encode
 from chestxray_vit.storage.atomic import sha256
@@ -231,7 +232,8 @@ def test_the_boxes_are_left_alone(real_release, real_dataset):
 def test_every_real_image_is_preprocessed_as_by_the_deit_processor(real_dataset, deit_tiny):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("datasets")
-    from chestxray_vit.data.dataset import Preprocess, load_xrays, preprocessed
+    from chestxray_vit.data.dataset import load_xrays, preprocessed
+    from chestxray_vit.images.preprocess import Preprocess
 
     processor = transformers.AutoImageProcessor.from_pretrained(deit_tiny)
     xrays = load_xrays(real_dataset)

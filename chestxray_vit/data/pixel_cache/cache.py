@@ -35,9 +35,9 @@ from tqdm import tqdm
 from chestxray_vit.artifacts.metadata import PART, folders, listed, outside, packed, places, unpacked
 from chestxray_vit.data.pixel_cache.reuse import MARKS, PIXELS, ROWS, RULE, EarlierPlanes
 from chestxray_vit.data.pixel_cache.row_store import Row, RowFile
-from chestxray_vit.data.readers.nih_archives import check_pixels
 from chestxray_vit.errors import SHOWN, InputError
 from chestxray_vit.images.decode import read_grey
+from chestxray_vit.images.files import check_pixels
 from chestxray_vit.storage.atomic import PathLike, atomic_write
 from chestxray_vit.storage.json_files import write_json
 from chestxray_vit.storage.lock import file_lock

@@ -10,12 +10,12 @@ import struct
 import tarfile
 import tempfile
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Collection, Dict, List, NoReturn, Optional, Set
+from typing import Any, Dict, List, NoReturn, Optional, Set
 
 from chestxray_vit.data.readers.nih import NAME_PATTERN
 from chestxray_vit.errors import InputError, shortened
+from chestxray_vit.images.files import check_pixels
 
 MOST_MEMBERS = 112_120  # in an archive: the whole release; NIH's own have 10,000
 MOST_BYTES = 1 << 26  # of an image; NIH's largest has 1 MB
@@ -66,47 +66,6 @@ def _is_file(file: os.DirEntry) -> bool:
         return file.is_file()
     except OSError:  # a link to itself
         return False
-
-
-def check_header(path: Path) -> Optional[str]:
-    """Say what is wrong with the first bytes of an image file, or None: they are PNG's or JPEG's."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(24)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if not start:
-        return "an empty file"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer (run `git lfs pull`)"
-    if (start.startswith(b"\x89PNG\r\n\x1a\n") and start[12:16] == b"IHDR") or start.startswith(b"\xff\xd8\xff"):
-        return None
-    return f"not a PNG or JPEG: starts with {start[:8]!r}"
-
-
-def check_pixels(path: Path) -> Optional[str]:
-    """Decode an image and say what is wrong with it, or None."""
-    from PIL import Image
-
-    wrong = check_header(path)
-    if wrong:
-        return wrong
-    try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, LookupError, struct.error, Image.DecompressionBombError) as error:
-        return f"cannot be decoded: {error}"
-    return None
-
-
-def check_images(paths: Collection[Path], check: Callable[[Path], Optional[str]]) -> Dict[Path, str]:
-    """Run `check_header` or `check_pixels` on many files, in as many threads as cores; return what is wrong."""
-    from tqdm import tqdm
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        answers = pool.map(check, paths, chunksize=64)
-        progress = tqdm(answers, total=len(paths), desc="check images", unit="image", delay=2, leave=False)
-        return {path: wrong for path, wrong in zip(paths, progress) if wrong}
 
 
 def extract_archives(dataset_dir: Path) -> int:

@@ -23,9 +23,9 @@ import torch
 import transformers
 from transformers import Trainer, TrainingArguments
 
-from chestxray_vit.data.cached_dataset import GreyToPixelValues
 from chestxray_vit.data.dataset import collate
 from chestxray_vit.errors import InputError
+from chestxray_vit.images.preprocess import GreyToPixelValues
 from chestxray_vit.metrics.roc_auc import compute_metrics
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline import ipu_config

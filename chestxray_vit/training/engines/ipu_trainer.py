@@ -23,8 +23,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import ViTForImageClassification
 from transformers.trainer_utils import EvalLoopOutput
 
-from chestxray_vit.data.cached_dataset import GreyToPixelValues, IPUCollate
+from chestxray_vit.data.cached_dataset import IPUCollate
 from chestxray_vit.errors import InputError
+from chestxray_vit.images.preprocess import GreyToPixelValues
 from chestxray_vit.pipeline.pipeline_config import PipelineConfig, PipelineMode
 from chestxray_vit.pipeline.stage_plan import StagePlan
 from chestxray_vit.training.engines.base import (

@@ -30,6 +30,7 @@ from chestxray_vit.artifacts.predictions import COLUMNS, Predictions, read_predi
 from chestxray_vit.data.readers import nih
 from chestxray_vit.data.readers import nih_archives as archives
 from chestxray_vit.errors import InputError
+from chestxray_vit.images.files import check_pixels
 from chestxray_vit.labels import FINDINGS, NO_FINDING, decode
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline import ipu_config
@@ -429,7 +430,7 @@ GOOD_IMAGES = [png(), *(content() for content, _ in FORMS.values()), *(content()
 def test_an_edited_image_is_read_or_refused(folder, good, changes):
     path = folder / "image.png"
     path.write_bytes(edited(good, changes))
-    wrong = archives.check_pixels(path)
+    wrong = check_pixels(path)
     assert wrong is None or 0 < len(wrong) < MOST_SAID
 
 

@@ -16,8 +16,9 @@ from transformers import AutoImageProcessor, ViTImageProcessor
 from chestxray_vit import evaluate, train
 from chestxray_vit.artifacts.predictions import read_predictions
 from chestxray_vit.data import cached_dataset as pixels
-from chestxray_vit.data.cached_dataset import CachedXrays, GreyToPixelValues, IPUCollate, open_cache
-from chestxray_vit.data.dataset import Preprocess, collate, load_xrays, preprocessed, targets_of
+from chestxray_vit.data.cached_dataset import CachedXrays, IPUCollate, open_cache
+from chestxray_vit.data.dataset import collate, load_xrays, open_dataset, preprocessed, targets_of
+from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
 from chestxray_vit.models.vit import build_model
 from chestxray_vit.training.engines import choose as backend
 from tests.helpers.training import TINY, losses, trained
@@ -29,24 +30,10 @@ def processor(mean, std, size=64):
     return ViTImageProcessor(size={"height": size, "width": size}, image_mean=mean, image_std=std, resample=2)
 
 
-@pytest.mark.parametrize(("statistics", "alike"), [(HALF, True), (IMAGENET, False)])
-def test_front_is_the_image_processor_to_float32_rounding(statistics, alike):
-    preprocess = Preprocess(processor(*statistics))
-    to_pixel_values = GreyToPixelValues(preprocess)
-    planes = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(2, -1, -1)
-    made = to_pixel_values(planes)
-    assert made.shape == (2, 3, 16, 16)
-    assert made.dtype == torch.float32
-    expected = torch.from_numpy(preprocess.levels_3x256).reshape(3, 16, 16)
-    assert torch.allclose(made[1], expected, rtol=0, atol=5e-7)
-    assert to_pixel_values.alike is alike
-    assert to_pixel_values.channels(planes).shape[1] == (1 if alike else 3)
-
-
 def test_cached_rows_are_those_of_the_data_set(synthetic_dataset, tmp_path):
     preprocess = Preprocess(processor(*IMAGENET))
     xrays = load_xrays(synthetic_dataset, "train")
-    cached = CachedXrays(xrays, open_cache(str(synthetic_dataset), preprocess, str(tmp_path), False))
+    cached = CachedXrays(xrays, open_cache(open_dataset(synthetic_dataset), preprocess, str(tmp_path), False))
     plain = preprocessed(xrays, preprocess)
     to_pixel_values = GreyToPixelValues(preprocess)
     places = [7, 0, 100, 7]
@@ -61,10 +48,20 @@ def test_cached_rows_are_those_of_the_data_set(synthetic_dataset, tmp_path):
     assert torch.equal(again[3]["pixel_values"], cached[3]["pixel_values"])
 
 
+def test_the_metadata_is_not_read_again(synthetic_dataset, tmp_path, monkeypatch):
+    dataset = open_dataset(synthetic_dataset)
+    monkeypatch.setattr("chestxray_vit.artifacts.metadata.open_metadata", None)
+    monkeypatch.setattr("chestxray_vit.data.dataset.open_metadata", None)
+    cache = open_cache(dataset, Preprocess(processor(*HALF)), str(tmp_path), False)
+    assert cache.file_names == sorted(dataset.file_names)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_takes_whole_batches(synthetic_dataset, tmp_path, workers):
     xrays = load_xrays(synthetic_dataset, "test")
-    cached = CachedXrays(xrays, open_cache(str(synthetic_dataset), Preprocess(processor(*HALF)), str(tmp_path), False))
+    cached = CachedXrays(
+        xrays, open_cache(open_dataset(synthetic_dataset), Preprocess(processor(*HALF)), str(tmp_path), False)
+    )
     batches = list(DataLoader(cached, batch_size=8, collate_fn=collate, num_workers=workers))
     assert np.array_equal(torch.cat([batch["labels"] for batch in batches]), targets_of(xrays))
     assert torch.equal(torch.cat([batch["pixel_values"] for batch in batches])[9], cached[9]["pixel_values"])
@@ -119,7 +116,7 @@ def test_real_logits_are_the_same_by_the_cache(real_release, deit_tiny, tmp_path
     vit, own = build_model(str(deit_tiny))
     preprocess = Preprocess(own)
     xrays = load_xrays(dataset)
-    cache = open_cache(str(dataset), preprocess, str(tmp_path / "cache"), False)
+    cache = open_cache(open_dataset(dataset), preprocess, str(tmp_path / "cache"), False)
     args = {**backend.recipe(), **backend.no_training(), "output_dir": str(tmp_path / "out")}
     logits = []
     for view, to_pixel_values in (
@@ -160,7 +157,7 @@ def test_unreadable_images_stop_the_training_or_are_left_out(synthetic_dataset, 
 
 def test_no_cache_and_allow_unreadable_contradict(synthetic_dataset):
     with pytest.raises(pixels.InputError, match="--allow_unreadable goes with a pixel cache"):
-        open_cache(str(synthetic_dataset), Preprocess(processor(*HALF)), "none", True)
+        open_cache(open_dataset(synthetic_dataset), Preprocess(processor(*HALF)), "none", True)
 
 
 def test_ingest_builds_the_cache_that_training_opens(tmp_path, caplog, capsys):
@@ -171,6 +168,6 @@ def test_ingest_builds_the_cache_that_training_opens(tmp_path, caplog, capsys):
     assert ingest.main([str(dataset), "--cache_size", "64"]) == 0
     folder = capsys.readouterr().out.splitlines()[-1].partition(": ")[2]
     assert [str(path) for path in (dataset / "images" / "pixel_cache").iterdir()] == [folder]
-    cache = open_cache(str(dataset), Preprocess(processor(*HALF)), None, False)
+    cache = open_cache(open_dataset(dataset), Preprocess(processor(*HALF)), None, False)
     assert str(cache.folder) == folder
     assert len(cache.pixels_NHW) == len(load_xrays(dataset))

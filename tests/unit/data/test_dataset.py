@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import pickle
 import shutil
@@ -19,20 +18,13 @@ transformers = pytest.importorskip("transformers")
 
 from chestxray_vit.artifacts.metadata import find_metadata
 from chestxray_vit.data import dataset as xrays_module
-from chestxray_vit.data.dataset import (
-    Preprocess,
-    collate,
-    load_xrays,
-    names_of,
-    open_dataset,
-    preprocessed,
-    read_grey,
-    targets_of,
-)
+from chestxray_vit.data.dataset import collate, load_xrays, names_of, open_dataset, preprocessed, targets_of
 from chestxray_vit.errors import InputError
+from chestxray_vit.images.preprocess import Preprocess
 from chestxray_vit.ingest import main as ingest
 from chestxray_vit.labels import FINDINGS, NIH_CHESTXRAY14
 from tests.conftest import MINI_ROWS, write_release
+from tests.helpers.images import reference
 from tests.helpers.opens import count_opens
 
 COLUMNS = ["image", "labels", "file_name", "split", "patient_id", "age", "sex", "view", "follow_up"]
@@ -370,160 +362,6 @@ def test_an_empty_split(mini_release):
         f"{mini_release}/images/metadata.jsonl: no image in the validation split. "
         "Ingest with other lists or --val_fraction."
     )
-
-
-# read_grey
-
-
-def random_HW(seed=0, size=(50, 70), high=256, dtype=np.uint8):
-    return np.random.default_rng(seed).integers(0, high, size).astype(dtype)
-
-
-def encoded(image, kind="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def grey_rgba(alpha=255):
-    grey_HW = random_HW()
-    return Image.fromarray(np.dstack([grey_HW, grey_HW, grey_HW, np.full_like(grey_HW, alpha)]))
-
-
-@pytest.mark.parametrize(
-    "image, expected_HW",
-    [
-        (Image.fromarray(random_HW()), random_HW()),
-        (Image.fromarray(random_HW()).convert("RGB"), random_HW()),
-        (grey_rgba(), random_HW()),
-        (grey_rgba().convert("LA"), random_HW()),
-        (grey_rgba(alpha=0), np.zeros_like(random_HW())),
-        (Image.fromarray(random_HW()).convert("P"), random_HW()),
-        (Image.fromarray(random_HW() > 127), (random_HW() > 127) * 255),
-        (Image.fromarray(random_HW(high=65536, dtype=np.uint16)), random_HW(high=65536, dtype=np.uint16) >> 8),
-        (Image.fromarray(random_HW(high=4096, dtype=np.uint16)), random_HW(high=4096, dtype=np.uint16) >> 8),
-    ],
-    ids=["L", "RGB", "RGBA", "LA", "transparent", "P", "1", "I;16", "12 bits in 16"],
-)
-def test_read_grey(tmp_path, image, expected_HW):
-    data = encoded(image)
-    grey = read_grey(data)
-    assert (grey.mode, grey.size) == ("L", (70, 50))
-    np.testing.assert_array_equal(np.asarray(grey), expected_HW)
-    (tmp_path / "a.png").write_bytes(data)
-    assert read_grey(tmp_path / "a.png").tobytes() == read_grey(str(tmp_path / "a.png")).tobytes() == grey.tobytes()
-
-
-def test_transparency_is_laid_over_black():
-    half = Image.new("RGBA", (4, 4), (200, 200, 200, 128))
-    assert set(read_grey(encoded(half)).tobytes()) == {200 * 128 // 255}
-    palette = Image.fromarray(random_HW()).convert("P")
-    grey_HW = np.asarray(read_grey(encoded(palette, transparency=7)))
-    np.testing.assert_array_equal(grey_HW, np.where(np.asarray(palette) == 7, 0, random_HW()))
-
-
-def test_colour_becomes_grey_as_pillow_makes_it():
-    colour = Image.fromarray(random_HW(size=(20, 30, 3)))
-    assert read_grey(encoded(colour)).tobytes() == colour.convert("L").tobytes()
-
-
-def test_jpeg():
-    data = encoded(Image.fromarray(random_HW()), "JPEG")
-    with Image.open(io.BytesIO(data)) as image:
-        assert read_grey(data).tobytes() == image.convert("L").tobytes()
-
-
-@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "EPS", "PPM", "WEBP"])
-def test_other_formats_named_png_are_refused(tmp_path, kind):
-    path = tmp_path / "00000001_000.png"
-    path.write_bytes(encoded(Image.fromarray(random_HW()).convert("RGB"), kind))
-    with pytest.raises(InputError, match=f"^{path}: cannot be decoded: .* Fetch it again, or leave it out.$"):
-        read_grey(path)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("keep", [0, 8, 30, 1000])
-def test_a_cut_image_is_refused(kind, keep):
-    with pytest.raises(InputError, match="^image: cannot be decoded: .* Fetch it again, or leave it out.$"):
-        read_grey(encoded(Image.fromarray(random_HW()), kind)[:keep])
-
-
-def test_no_such_image(tmp_path):
-    with pytest.raises(InputError, match=f"^{tmp_path}/a.png: cannot be decoded: .*No such file"):
-        read_grey(tmp_path / "a.png")
-
-
-# Preprocess
-
-
-def reference(processor, image):
-    """Return what the checkpoint's own image processor makes of an image."""
-    return processor(image.convert("RGB"), return_tensors="np")["pixel_values"][0]
-
-
-def assert_same_pixels(processor, image, shown=None):
-    """Compare the bytes of `image` as preprocessed with what the processor makes of `shown`."""
-    rows = Preprocess(processor)({"image": [{"bytes": encoded(image), "path": None}]})
-    pixels, expected = rows["pixel_values"][0], reference(processor, image if shown is None else shown)
-    assert pixels.dtype == torch.float32
-    assert pixels.shape == expected.shape == (3, processor.size["height"], processor.size["width"])
-    assert pixels.numpy().tobytes() == np.asarray(expected, np.float32).tobytes()  # bit for bit
-
-
-@pytest.mark.parametrize("size", [(64, 64), (48, 40), (31, 200), (1024, 1024), (7, 9)])
-def test_pixels_are_the_processors(processor, size):
-    assert_same_pixels(processor, Image.fromarray(random_HW(size=size)))
-
-
-@pytest.mark.parametrize("resample", [0, 2, 3])
-def test_pixels_with_other_filters(resample):
-    own = transformers.ViTImageProcessor(size={"height": 24, "width": 24}, resample=resample)
-    assert_same_pixels(own, Image.fromarray(random_HW()))
-
-
-def test_pixels_of_other_modes(processor):
-    grey = Image.fromarray(random_HW())
-    assert_same_pixels(processor, grey_rgba(), grey)
-    assert_same_pixels(processor, grey_rgba().convert("RGB"), grey)
-    assert_same_pixels(processor, grey.convert("P"), grey)
-    wide_HW = random_HW(high=65536, dtype=np.uint16)
-    assert_same_pixels(processor, Image.fromarray(wide_HW), Image.fromarray((wide_HW >> 8).astype(np.uint8)))
-
-
-def test_pixels_of_the_real_deit(deit_tiny, synthetic_dataset):
-    own = transformers.AutoImageProcessor.from_pretrained(deit_tiny)
-    assert Preprocess(own).size == (224, 224)
-    grey = Image.fromarray(random_HW(size=(1024, 1024)))
-    for image in (grey, Image.fromarray(np.dstack([random_HW(size=(500, 400))] * 3)), Image.new("L", (224, 224), 9)):
-        assert_same_pixels(own, image)
-    for path in sorted((synthetic_dataset / "images").glob("*.png"))[:5]:
-        assert_same_pixels(own, Image.open(path))
-
-
-def test_pixels_without_normalisation():
-    own = transformers.ViTImageProcessor(size={"height": 24, "width": 24}, do_normalize=False)
-    assert_same_pixels(own, Image.fromarray(random_HW()))
-
-
-def test_half_precision(processor):
-    grey = read_grey(encoded(Image.fromarray(random_HW())))
-    half, single = (Preprocess(processor, dtype).pixels(grey) for dtype in (np.float16, np.float32))
-    assert half.dtype == torch.float16
-    assert torch.equal(half, single.half())
-
-
-def test_a_processor_without_height_and_width():
-    own = transformers.ViTImageProcessor(size={"height": 24, "width": 24})
-    own.size = {"shortest_edge": 24}
-    with pytest.raises(InputError, match="^preprocessor_config.json: size is .*, expected height and width.$"):
-        Preprocess(own)
-
-
-def test_preprocess_pickles(processor):
-    preprocess = Preprocess(processor)
-    again = pickle.loads(pickle.dumps(preprocess))
-    grey = read_grey(encoded(Image.fromarray(random_HW())))
-    assert torch.equal(again.pixels(grey), preprocess.pixels(grey))
 
 
 # From folder to batch.

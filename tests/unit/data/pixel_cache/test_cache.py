@@ -155,7 +155,7 @@ def test_colour_16_bits_and_jpeg(tmp_path):
 @pytest.mark.parametrize("resample", [0, BILINEAR, BICUBIC])
 def test_pixels_are_those_of_preprocess(synthetic_dataset, tmp_path, resample):
     transformers, _ = pytest.importorskip("transformers"), pytest.importorskip("datasets")
-    from chestxray_vit.data.dataset import Preprocess
+    from chestxray_vit.images.preprocess import Preprocess
 
     processor = transformers.ViTImageProcessor(
         size={"height": 28, "width": 36},
@@ -173,7 +173,7 @@ def test_pixels_are_those_of_preprocess(synthetic_dataset, tmp_path, resample):
 
 def test_pixels_are_the_real_processors(real_release, deit_tiny, tmp_path):
     transformers, _ = pytest.importorskip("transformers"), pytest.importorskip("datasets")
-    from chestxray_vit.data.dataset import Preprocess
+    from chestxray_vit.images.preprocess import Preprocess
 
     processor = transformers.AutoImageProcessor.from_pretrained(deit_tiny)
     preprocess = Preprocess(processor)
