@@ -326,9 +326,10 @@ def _metadata(entries: nih.Entries, found: Dict[Path, List[str]], output: Path, 
         heads[0] if len(heads) == 1 else _spread(heads, _folder_of(entries, found)),
         entries.arrow("file_name"),
         _spread(['", "labels": ' + json.dumps(row) for row in rows], codes_N),
-        _json(', "split": ', entries.arrow("split"), ', "patient_id": '),
+        _json(', "split": ', entries.arrow("split"), ', "patient_id": "'),
         entries.arrow("patient_id").cast("string"),
-        *(_json(f', "{name}": ', entries.arrow(name)) for name in ("age", "sex", "view")),
+        _json('", "age": ', entries.arrow("age")),
+        *(_json(f', "{name}": ', entries.arrow(name)) for name in ("sex", "view")),
         _json(', "follow_up": ', entries.arrow("follow_up"), "}\n"),
     ]
     lines = compute.binary_join_element_wise(*parts, "")

@@ -16,15 +16,16 @@ import datasets
 import numpy as np
 import torch
 
-from chestxray_vit.artifacts.metadata import PART, Metadata, find_metadata, open_metadata
+from chestxray_vit.artifacts.metadata import Metadata, find_metadata, open_metadata
 from chestxray_vit.data.synthetic.release import is_synthetic
 from chestxray_vit.images.preprocess import Preprocess
 from chestxray_vit.labels import LabelSet
+from chestxray_vit.storage.file_index import CHUNK
 
 FEATURES = {  # columns beside `image` and `labels`
     "file_name": datasets.Value("string"),
     "split": datasets.Value("string"),
-    "patient_id": datasets.Value("int64"),
+    "patient_id": datasets.Value("string"),
     "age": datasets.Value("int64"),
     "sex": datasets.Value("string"),
     "view": datasets.Value("string"),
@@ -155,8 +156,8 @@ def targets_of(xrays: datasets.Dataset) -> np.ndarray:
 def _parts(xrays: datasets.Dataset, name: str) -> Iterator:
     """Give a column in parts, as Arrow has it."""
     rows = xrays.select_columns([name]).with_format("arrow")
-    for start in range(0, len(rows), PART):
-        yield rows[start : start + PART][name]
+    for start in range(0, len(rows), CHUNK):
+        yield rows[start : start + CHUNK][name]
 
 
 def collate(rows: Any) -> Dict[str, torch.Tensor]:

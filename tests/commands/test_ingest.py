@@ -24,19 +24,19 @@ CSV = "Data_Entry_2017_v2020.csv"
 MINI_METADATA = [
     '{"file_name": "00000001_000.png", '
     '"labels": [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], "split": "train", '
-    '"patient_id": 1, "age": 57, "sex": "M", "view": "PA", "follow_up": 0}',
+    '"patient_id": "1", "age": 57, "sex": "M", "view": "PA", "follow_up": 0}',
     '{"file_name": "00000001_001.png", '
     '"labels": [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0], "split": "train", '
-    '"patient_id": 1, "age": 58, "sex": "M", "view": "PA", "follow_up": 1}',
+    '"patient_id": "1", "age": 58, "sex": "M", "view": "PA", "follow_up": 1}',
     '{"file_name": "00000003_000.png", '
     '"labels": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0], "split": "test", '
-    '"patient_id": 3, "age": 80, "sex": "F", "view": "AP", "follow_up": 0}',
+    '"patient_id": "3", "age": 80, "sex": "F", "view": "AP", "follow_up": 0}',
     '{"file_name": "00000002_000.png", '
     '"labels": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], "split": "validation", '
-    '"patient_id": 2, "age": 80, "sex": "M", "view": "PA", "follow_up": 0}',
+    '"patient_id": "2", "age": 80, "sex": "M", "view": "PA", "follow_up": 0}',
     '{"file_name": "00000003_001.png", '
     '"labels": [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0], "split": "test", '
-    '"patient_id": 3, "age": 81, "sex": "F", "view": "PA", "follow_up": 1}',
+    '"patient_id": "3", "age": 81, "sex": "F", "view": "PA", "follow_up": 1}',
 ]
 
 
@@ -162,7 +162,7 @@ def test_every_row_of_a_release_is_a_row_of_the_metadata(synthetic_dataset):
         assert row["labels"] == encode(cell.split("|"))
         assert (row["split"] == "test") == (name in test)
         fields = (row["patient_id"], row["age"], row["sex"], row["view"], row["follow_up"])
-        assert fields == (int(patient), int(age), sex, view, int(follow_up))
+        assert fields == (patient, int(age), sex, view, int(follow_up))
     report = report_of(synthetic_dataset)
     for split, counts in report["splits"].items():
         of_split = [row for row in rows if row["split"] == split]
@@ -189,7 +189,7 @@ def test_nulls_in_the_metadata(tmp_path):
     release = write_release(tmp_path / "release", rows)
     assert ingest(release) == 0
     last = (release / "images" / "metadata.jsonl").read_text().splitlines()[-1]
-    assert last.endswith('"patient_id": 4, "age": null, "sex": null, "view": null, "follow_up": null}')
+    assert last.endswith('"patient_id": "4", "age": null, "sex": null, "view": null, "follow_up": null}')
     assert report_of(release)["notices"] == [
         "1 of 6 rows have no usable age (such as '411Y'): kept as null",
         "1 of 6 rows have no usable sex (such as ''): kept as null",
@@ -216,7 +216,7 @@ def test_nulls_where_rows_are_left_out(tmp_path):
         name, cell, follow_up, patient, age, sex, view = row.split(",")[:7]
         if (int(patient) - 1) % 7:
             values = (known[age], known[sex], view or None, known[follow_up])
-            expected.append((name, encode([cell]), int(patient), *values))
+            expected.append((name, encode([cell]), patient, *values))
     for views in (None, "PA", "AP", "AP,PA"):
         assert ingest(release, "--allow_missing", *(["--views", views] if views else [])) == 0
         names = ("file_name", "labels", "patient_id", "age", "sex", "view", "follow_up")
@@ -422,7 +422,7 @@ def test_views_where_some_are_null(tmp_path, capsys):
             f"error: --views: no image has view {unknown}. Found in the CSV: AP, PA.\n"
         )
     assert ingest(release, "--views", "PA") == 0
-    assert [row["patient_id"] for row in rows_of(release)] == [1, 1, 2, 3, 5]
+    assert [row["patient_id"] for row in rows_of(release)] == ["1", "1", "2", "3", "5"]
     assert {row["view"] for row in rows_of(release)} == {"PA"}
     assert report_of(release)["left_out"] == {"view other than PA": 2}
 

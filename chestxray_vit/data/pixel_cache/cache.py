@@ -32,13 +32,21 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 import numpy as np
 from tqdm import tqdm
 
-from chestxray_vit.artifacts.metadata import PART, folders, listed, outside, packed, places, unpacked
 from chestxray_vit.data.pixel_cache.reuse import MARKS, PIXELS, ROWS, RULE, EarlierPlanes
 from chestxray_vit.data.pixel_cache.row_store import Row, RowFile
 from chestxray_vit.errors import SHOWN, InputError
 from chestxray_vit.images.decode import read_grey
 from chestxray_vit.images.files import check_pixels
 from chestxray_vit.storage.atomic import PathLike, atomic_write
+from chestxray_vit.storage.file_index import (
+    CHUNK,
+    folders_of,
+    indices_of,
+    is_outside,
+    pack_names,
+    scan_folder,
+    unpack_names,
+)
 from chestxray_vit.storage.json_files import write_json
 from chestxray_vit.storage.lock import file_lock
 
@@ -55,7 +63,7 @@ class PixelCache:
 
     Attributes:
         pixels_NHW: uint8, 0 black to 255 white; read-only. Rows of unreadable images are black.
-        names_N: the image of each row, sorted, as `metadata.packed` gives it; unreadable ones among them.
+        names_N: the image of each row, sorted, as `pack_names` gives it; unreadable ones among them.
         unreadable: the reason by name, of images that are left out.
         folder: where the cache lies.
     """
@@ -71,7 +79,7 @@ class PixelCache:
     @property
     def file_names(self) -> List[str]:
         """The image of each row (N), as strings."""
-        return unpacked(self.names_N)
+        return unpack_names(self.names_N)
 
     def places_of(self, file_names: Iterable[str]) -> np.ndarray:
         """Return the rows (int64) of images, in the order given.
@@ -79,11 +87,11 @@ class PixelCache:
         Raises:
             InputError: an image is not in the cache, or could not be decoded.
         """
-        wanted_M = packed(file_names)
-        rows_M = places(self.names_N, wanted_M)
-        absent = np.flatnonzero((rows_M < 0) | np.isin(rows_M, places(self.names_N, packed(self.unreadable))))
+        wanted_M = pack_names(file_names)
+        rows_M = indices_of(self.names_N, wanted_M)
+        absent = np.flatnonzero((rows_M < 0) | np.isin(rows_M, indices_of(self.names_N, pack_names(self.unreadable))))
         if len(absent):
-            (first,) = unpacked(wanted_M[absent[:1]])
+            (first,) = unpack_names(wanted_M[absent[:1]])
             reason = self.unreadable.get(first, "it was not among the images that the cache was built of")
             raise InputError(
                 f"{self.folder}: {len(absent):,} of {len(wanted_M):,} images are not in the pixel cache "
@@ -115,7 +123,7 @@ class _Order:
 
     def name(self, row: int) -> str:
         """Return the file name of an image."""
-        return unpacked(self.names_N[row : row + 1])[0]
+        return unpack_names(self.names_N[row : row + 1])[0]
 
     def decode(self, row: int) -> Row:
         """Return an image's pixels at the model's size, or why it cannot be read."""
@@ -204,7 +212,7 @@ def cache_bytes(num_images: int, size: Tuple[int, int]) -> int:
 
 
 def _order(dataset_dir: Path, names: Iterable[str], size: Tuple[int, int], resample: int, cache_dir: Path) -> _Order:
-    names_N = packed(names)
+    names_N = pack_names(names)
     if not len(names_N):
         raise InputError(f"{dataset_dir}: no images to cache. Ingest a release that has some.")
     names_N.sort()
@@ -221,11 +229,11 @@ def _order(dataset_dir: Path, names: Iterable[str], size: Tuple[int, int], resam
 def _scan(dataset_dir: Path, names_N: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """Return size in bytes and mtime in ns of each image (N), by one scan of each folder."""
     bytes_N, mtimes_N = np.full(len(names_N), -1, np.int64), np.zeros(len(names_N), np.int64)
-    for folder in sorted(folders(names_N)):
-        if outside(folder):
+    for folder in sorted(folders_of(names_N)):
+        if is_outside(folder):
             raise InputError(f"{dataset_dir}: image outside the folder: {folder!r}. Ingest the release again.")
         try:
-            for rows_M, files in listed(dataset_dir, folder, names_N):
+            for rows_M, files in scan_folder(dataset_dir, folder, names_N):
                 for place in np.flatnonzero(rows_M >= 0).tolist():
                     with contextlib.suppress(OSError):  # a link to nowhere, or to itself
                         bytes_N[rows_M[place]], mtimes_N[rows_M[place]] = _facts(files[place].stat())
@@ -235,7 +243,7 @@ def _scan(dataset_dir: Path, names_N: np.ndarray) -> Tuple[np.ndarray, np.ndarra
             raise InputError(f"{dataset_dir / folder}: cannot be listed: {error.strerror}. Mend its mode.") from error
     missing = np.flatnonzero(bytes_N < 0)
     if len(missing):
-        (first,) = unpacked(names_N[missing[:1]])
+        (first,) = unpack_names(names_N[missing[:1]])
         raise InputError(
             f"{dataset_dir}: {len(missing):,} of {len(names_N):,} images are missing (first: {first}). "
             "Put them back, or ingest again with --allow_missing."
@@ -256,9 +264,9 @@ def _read(path: str) -> Tuple[bytes, Tuple[int, int]]:
 
 def _rows_json(names_N: np.ndarray, bytes_N: np.ndarray, mtimes_N: np.ndarray) -> Iterator[bytes]:
     """Give rows.json in parts: at 112,120 rows the whole would be the largest thing in memory."""
-    for start in range(0, len(names_N), PART):
-        part = slice(start, start + PART)
-        rows = zip(unpacked(names_N[part]), bytes_N[part].tolist(), mtimes_N[part].tolist())
+    for start in range(0, len(names_N), CHUNK):
+        part = slice(start, start + CHUNK)
+        rows = zip(unpack_names(names_N[part]), bytes_N[part].tolist(), mtimes_N[part].tolist())
         yield (",\n" if start else "[\n").encode() + ",\n".join(map(json.dumps, rows)).encode()
     yield b"\n]\n"
 

@@ -15,8 +15,8 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from chestxray_vit.artifacts.metadata import PART, packed, places
 from chestxray_vit.data.pixel_cache.row_store import DONE
+from chestxray_vit.storage.file_index import CHUNK, indices_of, pack_names
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +73,11 @@ class EarlierPlanes:
         with open(path, encoding="utf-8") as file:
             file.readline()  # a row a line, between lines of one bracket
             while True:
-                lines = [line.rstrip(",\n") for line in itertools.islice(file, PART) if line != "]\n"]
+                lines = [line.rstrip(",\n") for line in itertools.islice(file, CHUNK) if line != "]\n"]
                 if not lines:
                     return
                 names, bytes_M, mtimes_M = zip(*json.loads(f"[{','.join(lines)}]"))
-                own_M = places(names_N, packed(names))
+                own_M = indices_of(names_N, pack_names(names))
                 own_M[(bytes_N[own_M] != bytes_M) | (mtimes_N[own_M] != mtimes_M)] = -1
                 yield own_M
 

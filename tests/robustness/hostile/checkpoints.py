@@ -378,7 +378,7 @@ EVALUATIONS = (
     no_metadata(
         "an unknown split", ingested(row(split="dev")), "unknown split: 'dev'", "Known: train, validation, test"
     ),
-    no_metadata("a patient of another type", ingested(row(patient_id="x")), "line 1: ", AGAIN),
+    no_metadata("a patient of another type", ingested(row(patient_id=True)), "line 1: ", AGAIN),
     no_metadata(
         "no test images",
         ingested(lambda rows: [row.update(split="train") for row in rows]),

@@ -6,27 +6,16 @@ import gc
 import hashlib
 import json
 import os
-import random
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from chestxray_vit.artifacts import metadata
-from chestxray_vit.artifacts.metadata import (
-    folders,
-    listed,
-    open_metadata,
-    outside,
-    packed,
-    places,
-    read_metadata,
-    unpacked,
-)
+from chestxray_vit.artifacts import metadata_rows
+from chestxray_vit.artifacts.metadata import open_metadata, read_metadata
 from chestxray_vit.errors import InputError
 from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
 
@@ -35,7 +24,7 @@ NAMES = ["b.png", "a/ä.png", "a/z.png", "a.png", "a/b/\U0001f9b4.png", "\ufffd.
 
 def row_of(name, place=0, **fields):
     labels = [float(place % 14 == finding) for finding in range(14)]
-    row = {"file_name": name, "labels": labels, "split": ["train", "test"][place % 2], "patient_id": place}
+    row = {"file_name": name, "labels": labels, "split": ["train", "test"][place % 2], "patient_id": str(place)}
     return {**row, "age": None if place % 3 else 57, "sex": "F", "view": None, "follow_up": place, **fields}
 
 
@@ -71,7 +60,7 @@ def refusal(path, split=None):
 @pytest.mark.parametrize("block", [1, 300, 1000, 1 << 18])
 @pytest.mark.parametrize("split", [None, "train", "test"])
 def test_rows_are_those_of_the_file_whatever_the_blocks(path, monkeypatch, block, split):
-    monkeypatch.setattr(metadata, "BLOCK", block)
+    monkeypatch.setattr(metadata_rows, "BLOCK", block)
     table = read_metadata(path, split)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     expected = [
@@ -85,13 +74,13 @@ def test_rows_are_those_of_the_file_whatever_the_blocks(path, monkeypatch, block
         "fixed_size_list<item: float>[14]",
     ]
     assert [str(kind) for kind in table.schema.types[2:]] == [
-        *("string", "string", "int64", "int64", "string", "string", "int64")
+        *("string", "string", "string", "int64", "string", "string", "int64")
     ]
 
 
 @pytest.mark.parametrize("block", [1, 1 << 18])
 def test_blank_lines_other_fields_and_line_ends(path, monkeypatch, block):
-    monkeypatch.setattr(metadata, "BLOCK", block)
+    monkeypatch.setattr(metadata_rows, "BLOCK", block)
     expected = read_metadata(path).to_pylist()
     lines = path.read_text().splitlines()
     rows = [{**json.loads(line), "other": place if place < 4 else "text"} for place, line in enumerate(lines)]
@@ -181,6 +170,44 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     assert (large - small) / 12_000 < 100
 
 
+# Patient ids are texts.
+
+IDS = ["1", "00001", "patient00001", "3" * 39, "ä b", "0", "-4", str(2**63 - 1), "x" * 200]
+
+
+@pytest.mark.parametrize("block", [1, 300, 1 << 18])
+def test_patient_ids_are_read_as_they_stand(path, monkeypatch, block):
+    monkeypatch.setattr(metadata_rows, "BLOCK", block)
+    rows = [row_of(name, place, patient_id=IDS[place]) for place, name in enumerate(NAMES)]
+    assert read_metadata(written(path, rows))["patient_id"].to_pylist() == IDS
+
+
+@pytest.mark.parametrize("block", [1, 300, 1 << 18])
+@pytest.mark.parametrize("numbers", [range(9), (3, 4, 8), (0,), (8,)])
+def test_numbers_of_release_0_5_are_the_same_ids(path, monkeypatch, block, numbers):
+    """A file may hold both, where a tool put two together."""
+    monkeypatch.setattr(metadata_rows, "BLOCK", block)
+    ids = [30_805, 0, 1, 2**63 - 1, -4, 10, 7, 8, 9]
+    texts = [id_ if place in numbers else str(id_) for place, id_ in enumerate(ids)]
+    written(path, [row_of(name, place, patient_id=texts[place]) for place, name in enumerate(NAMES)])
+    assert read_metadata(path)["patient_id"].to_pylist() == [str(id_) for id_ in ids]
+
+
+@pytest.mark.parametrize("wrong", ["x" * 201, "4\0", "\0"])
+def test_a_patient_id_that_predictions_could_not_hold(path, wrong):
+    written(path, [row_of(name, place, patient_id=wrong if place == 5 else "4") for place, name in enumerate(NAMES)])
+    assert refusal(path) == (
+        "metadata.jsonl: patient_id is no id: line 6. Expected up to 200 characters. "
+        f"Ingest again: python -m chestxray_vit.ingest {path.parent}"
+    )
+
+
+@pytest.mark.parametrize("wrong", ["", " ", "\t\u00a0"])
+def test_a_blank_patient_id_is_none(path, wrong):
+    written(path, [row_of(name, place, patient_id=wrong if place == 5 else "4") for place, name in enumerate(NAMES)])
+    assert refusal(path).startswith("metadata.jsonl: missing value: line 6: no patient_id. ")
+
+
 # What `open_metadata` knows of the file.
 
 
@@ -254,14 +281,16 @@ def test_a_report_that_is_none(path, text):
     ("wrong", "reason"),
     [
         (b'{"file_name": "a.png", ', "JSON parse error: Missing a name for object member"),
-        (b'{"patient_id": "three"}', "JSON parse error: Column(/patient_id) changed from number to string"),
+        (b'{"patient_id": true}', "JSON parse error: Column(/patient_id) changed from string to boolean"),
+        (b'{"patient_id": 3.5}', "Failed to convert JSON to int64"),
+        (b'{"patient_id": 9223372036854775808}', "Failed to convert JSON to int64"),
         (b'{"file_name": "\xff.png"}', "Column 0: In chunk 0: Invalid: Invalid UTF8 sequence"),
         (b"[1, 2]", "no JSON object"),
         (b"nul", "no JSON object"),
     ],
 )
 def test_a_line_that_cannot_be_parsed_is_named(path, monkeypatch, block, place, wrong, reason):
-    monkeypatch.setattr(metadata, "BLOCK", block)
+    monkeypatch.setattr(metadata_rows, "BLOCK", block)
     lines = path.read_bytes().splitlines()
     lines[place : place + 1] = [b"", wrong, b""]
     path.write_bytes(b"\n".join(lines))
@@ -276,7 +305,7 @@ def test_a_line_that_cannot_be_parsed_is_named(path, monkeypatch, block, place, 
 @pytest.mark.parametrize("other", [b"", b"\n{"])
 def test_a_line_of_null_does_not_end_the_process(path, monkeypatch, block, place, wrong, other):
     """Arrow reads no memory of its own where that is the first value."""
-    monkeypatch.setattr(metadata, "BLOCK", block)
+    monkeypatch.setattr(metadata_rows, "BLOCK", block)
     lines = path.read_bytes().splitlines()
     lines[place] = wrong + other
     path.write_bytes(b"\n".join(lines))
@@ -285,7 +314,7 @@ def test_a_line_of_null_does_not_end_the_process(path, monkeypatch, block, place
 
 @pytest.mark.parametrize("block", [1, 700, 1 << 18])
 def test_problems_of_all_blocks_are_told_at_once(path, monkeypatch, block):
-    monkeypatch.setattr(metadata, "BLOCK", block)
+    monkeypatch.setattr(metadata_rows, "BLOCK", block)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[2]["labels"][3] = 0.5
     rows[5]["labels"][3] = 2
@@ -335,56 +364,3 @@ def test_other_files_in_the_folder_do_not_matter(path):
     for name in (b"\xff.png", b"a.png.bak", b"n" * 250):
         (path.parent / os.fsdecode(name)).touch()
     assert read_metadata(path).num_rows == 9
-
-
-# Names.
-
-
-@pytest.mark.parametrize("count", [0, 1, 1023, 1024, 1025])
-def test_names_are_held_in_the_order_given(count):
-    names = [f"{'ä' * (number % 7)}{number}" for number in range(count)]
-    names_N = packed(iter(names))
-    assert names_N.shape == (count,)
-    assert unpacked(names_N) == names
-
-
-def test_names_sort_as_strings_do():
-    names = [*NAMES, "\udcff.png", "\ud7ff", "\ue000", "\uffff", "\U00010000", "a", "aa", "", "A", "ab", "é", "e\u0301"]
-    random.Random(1).shuffle(names)
-    names_N = packed(names)
-    names_N.sort()
-    assert unpacked(names_N) == sorted(names)
-
-
-@pytest.mark.parametrize("name", ["a.png\0", "a\0b.png", "\0", "n" * 8193, "ä" * 4097])
-def test_names_that_no_file_can_have(name):
-    with pytest.raises(InputError) as error:
-        packed(["b.png", name])
-    assert str(error.value) == f"no file can have the name {name[:80]!r}. Ingest the release again."
-
-
-def test_places_of_names():
-    names_N = packed(sorted(NAMES))
-    wanted = ["b.png", "", "zz", "a.png", "00000001_000.png.bak", "00000001_000.pn", "a/b/\U0001f9b4.pngg", "b.png"]
-    expected = [sorted(NAMES).index(name) if name in NAMES else -1 for name in wanted]
-    places_M = places(names_N, packed(wanted))
-    assert (places_M.dtype, places_M.tolist()) == (np.int64, expected)
-    assert places(names_N, packed([])).shape == (0,)
-
-
-def test_folders_of_names():
-    assert folders(packed(NAMES)) == {"", "a/", "a/b/"}
-    assert folders(packed(["/x", "../x", "a.png"])) == {"/", "../", ""}
-    assert [outside(folder) for folder in ("", "a/", "a..b/", "/", "/a/", "../", "a/../")] == [False] * 3 + [True] * 4
-
-
-def test_a_scan_gives_what_is_among_the_names(path):
-    names_N = packed(sorted(NAMES))
-    found = [
-        (unpacked(names_N)[place], file.name)
-        for folder in ("", "a/")
-        for places_M, files in listed(path.parent, folder, names_N)
-        for place, file in zip(places_M.tolist(), files)
-        if place >= 0
-    ]
-    assert sorted(found) == sorted((name, name.rpartition("/")[2]) for name in NAMES if "/b/" not in name)

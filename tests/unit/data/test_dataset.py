@@ -74,7 +74,7 @@ def test_types(dataset):
     assert features["labels"].feature == datasets.Value("float32")
     assert features["labels"].length == 14
     kinds = [features[name].dtype for name in COLUMNS[2:]]
-    assert kinds == ["string", "string", "int64", "int64", "string", "string", "int64"]
+    assert kinds == ["string", "string", "string", "int64", "string", "string", "int64"]
 
 
 def test_the_table_stays_where_it_is_mapped(dataset, monkeypatch):
@@ -118,7 +118,7 @@ def test_nulls_and_fifteen_labels(tmp_path):
     assert ingest([str(release), "--include_no_finding"]) == 0
     row = load_xrays(release)[5]
     assert row["labels"] == [0.0] * 14 + [1.0]
-    assert [row[name] for name in ("patient_id", "age", "sex", "view", "follow_up")] == [4, None, None, None, None]
+    assert [row[name] for name in ("patient_id", "age", "sex", "view", "follow_up")] == ["4", None, None, None, None]
 
 
 def test_relative_folder_and_layout_of_the_kaggle_mirror(tmp_path, monkeypatch):
@@ -279,8 +279,9 @@ def test_no_metadata(mini_release):
         lambda text: text[:-30],
         lambda text: text.replace('"train"', "train", 1),
         lambda text: text.replace("[0.0, 1.0", "[zero, 1.0", 1),
-        lambda text: text.replace('"patient_id": 3', '"patient_id": "three"', 1),
-        lambda text: text.replace('"patient_id": 3', '"patient_id": 3.5', 1),
+        lambda text: text.replace('"patient_id": "3"', '"patient_id": ["3"]', 1),
+        lambda text: text.replace('"patient_id": "3"', '"patient_id": true', 1),
+        lambda text: text.replace('"patient_id": "3"', '"patient_id": 3.5', 1),
         lambda text: text.replace('"labels": [', '"labels": [[', 1).replace("], ", "]], ", 1),
         lambda text: f"[{text}]",
         lambda text: text + "\x00",
@@ -406,7 +407,7 @@ def test_targets_of(synthetic_dataset, split):
 
 
 def test_names_and_targets_of_a_selection(synthetic_dataset, monkeypatch):
-    monkeypatch.setattr(xrays_module, "PART", 7)
+    monkeypatch.setattr(xrays_module, "CHUNK", 7)
     xrays = load_xrays(synthetic_dataset)
     rows = metadata_of(synthetic_dataset)
     for places in ([3, 0, 40, 41, 42, 2, 9, 8, 7], [5], range(14), range(len(rows)), []):

@@ -25,13 +25,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chestxray_vit.artifacts.metadata import packed
 from chestxray_vit.data.pixel_cache import cache as cache_module
 from chestxray_vit.data.pixel_cache import reuse as earlier
 from chestxray_vit.data.pixel_cache import row_store as row_file
 from chestxray_vit.data.pixel_cache.cache import PixelCache, build_cache, cache_bytes, default_cache_dir
 from chestxray_vit.errors import InputError
 from chestxray_vit.images.decode import read_grey
+from chestxray_vit.storage.file_index import pack_names
 
 BILINEAR, BICUBIC = 2, 3
 REMEDY = "name another folder (--cache_dir D), or decode the images at every epoch (--cache_dir none)"
@@ -277,7 +277,7 @@ def test_rows_and_key_of_version_2(tmp_path):
 
 def test_rows_json_in_several_parts():
     names = [f"{number}.png" for number in range(4097)]
-    parts = list(cache_module._rows_json(packed(names), np.arange(4097), np.arange(4097) + 10**18))
+    parts = list(cache_module._rows_json(pack_names(names), np.arange(4097), np.arange(4097) + 10**18))
     rows = json.loads(b"".join(parts))
     assert (len(parts), len(rows), rows[4096]) == (6, 4097, ["4096.png", 4096, 10**18 + 4096])
 
@@ -776,7 +776,7 @@ def test_more_and_fewer_images_take_over_what_is_there(data, tmp_path, decoded):
 def test_planes_of_several_caches_in_parts(tmp_path, decoded, monkeypatch, part):
     """Of the first four images, and of the third to the sixth, whose fourth is another meanwhile."""
     names = write_images(tmp_path / "data", 7)
-    monkeypatch.setattr(earlier, "PART", part)
+    monkeypatch.setattr(earlier, "CHUNK", part)
     built((tmp_path / "data", names[:4]), tmp_path)
     touch(tmp_path / "data")
     second = built((tmp_path / "data", names[2:6]), tmp_path)
