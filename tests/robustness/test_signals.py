@@ -4,14 +4,12 @@ The signals come from within, at the chosen update; those from outside are sent 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -19,18 +17,14 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from chestxray_vit import train
-from chestxray_vit.entry_point import LOADERS_GRACE, Stopped, cli_main, handle_signals
-from chestxray_vit.errors import InputError
-from chestxray_vit.storage.lock import folder_lock
-from chestxray_vit.training import interruption as stopping
+from chestxray_vit.entry_point import LOADERS_GRACE, handle_signals
 from chestxray_vit.training import run_folder
 from chestxray_vit.training.engines.base import RestoringTrainer
 from tests.helpers.training import TINY, TINY_VIT, history, trained
 
+THOROUGH = pytest.mark.slow
 TOLD = "stopping: finishing this update and saving a checkpoint; a second Ctrl-C leaves at once"
 EPOCHS = "--logging_steps 1 --per_device_train_batch_size 8".split()  # 4 passes an update
 STEPS = "--save_strategy steps --save_steps 3 --eval_strategy steps --eval_steps 3 --logging_steps 1".split()
@@ -143,7 +137,14 @@ def await_(found, seconds=120):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("workers, number", [(0, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    "workers, number",
+    [
+        (2, signal.SIGINT),
+        pytest.param(0, signal.SIGINT, marks=THOROUGH),
+        pytest.param(2, signal.SIGTERM, marks=THOROUGH),
+    ],
+)
 def test_a_signal_reaches_a_process_and_its_loaders(workers, number, undisturbed, synthetic_dataset, tmp_path):
     run = tmp_path / "run"
     more = [*STEPS, "--dataloader_num_workers", workers]
@@ -203,9 +204,6 @@ def torchrun(dataset, run, *more, tiny=TINY):
 CUT = '{"layers_per_ipu": [1, 1], "ipus_per_replica": 2, "replication_factor": 1, "gradient_accumulation_steps": 16}'
 
 
-THOROUGH = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     "pipeline, thorough",
     [(False, False), pytest.param(False, True, marks=THOROUGH), pytest.param(True, True, marks=THOROUGH)],
@@ -250,181 +248,3 @@ def children(process):
 def environment(process):
     with open(f"/proc/{process}/environ") as file:
         return dict(entry.split("=", 1) for entry in file.read().split("\0") if "=" in entry)
-
-
-# cli_main and handle_signals
-
-
-def test_sigterm_unwinds_and_ends_with_143(tmp_path, capsys):
-    @cli_main
-    def main(argv=None):
-        with folder_lock(tmp_path / "folder_lock", ()):
-            signal.raise_signal(signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGTERM)
-    assert main([]) == 143
-    assert capsys.readouterr().err == "stopped: the process was told to end (SIGTERM)\n"
-    assert not (tmp_path / "folder_lock").exists()  # unwound
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_ctrl_c_ends_with_130(capsys):
-    main = cli_main(lambda argv: signal.raise_signal(signal.SIGINT))
-    assert main([]) == 130
-    assert capsys.readouterr().err == "stopped by the user\n"
-
-
-def test_an_ignored_signal_stays_ignored():
-    """A shell's job in the background ignores Ctrl-C, which is meant for another."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        assert cli_main(lambda argv: signal.raise_signal(signal.SIGINT) or 7)([]) == 7
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_another_thread_leaves_signals_alone():
-    """There signal.signal raises; a notebook's server may run a stage in one."""
-    codes = []
-    thread = threading.Thread(target=lambda: codes.append(cli_main(lambda argv: 7)([])))
-    thread.start()
-    thread.join()
-    assert codes == [7]
-
-
-def test_a_second_signal_while_the_first_unwinds():
-    script = (
-        "import signal, sys; from chestxray_vit.entry_point import cli_main\n"
-        "def main(argv):\n"
-        "    try: signal.raise_signal(signal.SIGINT)\n"
-        "    finally: signal.raise_signal(signal.SIGINT); print('never')\n"
-        "sys.exit(cli_main(main)([]))"
-    )
-    process = spawn("-c", script)
-    assert process.communicate(timeout=60) == ("", "")
-    assert process.returncode == 130
-
-
-def test_obeying_hands_over_the_first_signal_only():
-    seen = []
-    with handle_signals(seen.append):
-        signal.raise_signal(signal.SIGTERM)
-    assert seen == [signal.SIGTERM]
-
-
-def test_stopped_is_no_error_to_be_caught():
-    assert not issubclass(Stopped, Exception)
-    assert Stopped(15, "text").number == 15
-
-
-# Mishaps
-
-MISHAPS = {
-    errno.ENOSPC: "error: a.csv: No space left on device. Make room there, or write elsewhere. Earlier outputs",
-    errno.EDQUOT: "error: a.csv: Disk quota exceeded. Make room in your quota, or write elsewhere. Earlier outputs",
-    errno.EFBIG: "error: a.csv: File too large. Raise the limit on a file's size (ulimit -f), or write elsewhere. ",
-    errno.EROFS: "error: a.csv: Read-only file system. Write elsewhere: this file system is read-only. Earlier outputs",
-    errno.EACCES: "error: a.csv: Permission denied. Look at its owner and mode (ls -ld), or name another. Earlier",
-    errno.EPERM: "error: a.csv: Operation not permitted. Look at its owner and mode (ls -ld), or name another.",
-}
-
-
-@pytest.mark.parametrize("number", MISHAPS)
-def test_a_mishap_is_told(number, capsys):
-    @cli_main
-    def main(argv=None):
-        raise OSError(number, os.strerror(number), "a.csv")
-
-    assert main([]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(MISHAPS[number])
-    assert told.endswith(" Earlier outputs are whole.\n")
-
-
-@pytest.mark.parametrize(
-    "error", [OSError(errno.EIO, "I/O", "a"), OSError("text"), PermissionError(errno.EPERM, "kill")]
-)
-def test_other_errors_of_the_system_are_defects(error):
-    @cli_main
-    def main(argv=None):
-        raise error
-
-    with pytest.raises(type(error)):
-        main([])
-
-
-def test_no_memory_is_told():
-    with pytest.raises(InputError) as told, stopping.explain_disk_and_memory_errors("run", 32, 128):
-        torch.empty(1 << 60)  # torch's own words
-    assert str(told.value) == (
-        "no memory for 32 images at a time: lower --per_device_train_batch_size (the global batch of 128 stays)."
-    )
-    with pytest.raises(InputError, match="no memory for 1 images"), stopping.explain_disk_and_memory_errors(
-        "run", 1, 1
-    ):
-        raise MemoryError
-    with pytest.raises(InputError, match="no memory"), stopping.explain_disk_and_memory_errors("run", 1, 1):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-
-
-@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), SafetensorError("invalid header")])
-def test_other_errors_of_training_are_defects(error):
-    with pytest.raises(type(error)), stopping.explain_disk_and_memory_errors("run", 1, 1):
-        raise error
-
-
-# Checkpoints that are not whole
-
-
-@pytest.fixture
-def two_checkpoints(undisturbed, tmp_path):
-    whole = sorted(undisturbed["epochs"].glob("checkpoint-*"))[0]
-    for number in (1, 2):
-        subprocess.run(["cp", "-r", str(whole), str(tmp_path / f"checkpoint-{number}")], check=True)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
-)
-def test_a_checkpoint_cut_short_is_passed_over(name, two_checkpoints, caplog):
-    path = two_checkpoints / "checkpoint-2" / name
-    content = path.read_bytes()
-    assert run_folder.last_checkpoint(str(two_checkpoints)) == str(path.parent)
-    lengths = sorted({0, 1, 7, 8, 9, 100, len(content) // 2, len(content) - 1})
-    for length in [length for length in lengths if length < len(content)]:
-        path.write_bytes(content[:length])
-        if name == "trainer_state.json" and length == len(content) - 1:
-            continue  # but for the last line's end it is whole
-        caplog.clear()
-        assert run_folder.last_checkpoint(str(two_checkpoints)) == str(two_checkpoints / "checkpoint-1"), length
-        assert f"checkpoint-2 is not whole, and passed over: {name} cut short" in caplog.text
-    path.unlink()
-    last = name in ("rng_state.pth", "trainer_state.json")
-    assert run_folder.last_checkpoint(str(two_checkpoints)).endswith("1" if last else "2")
-
-
-def test_no_whole_checkpoint(two_checkpoints):
-    for number in (1, 2):
-        (two_checkpoints / f"checkpoint-{number}" / "rng_state.pth").write_bytes(b"")
-    with pytest.raises(InputError, match="checkpoint-2 cannot be loaded: rng_state.pth cut short; checkpoint-1 cannot"):
-        run_folder.last_checkpoint(str(two_checkpoints))
-
-
-def test_the_size_that_a_header_tells(tmp_path):
-    save_file({"a": torch.zeros(3), "b": torch.zeros(2, 5)}, tmp_path / "x", metadata={"format": "pt"})
-    assert run_folder._told_size(tmp_path / "x") == (tmp_path / "x").stat().st_size
-    save_file({}, tmp_path / "empty")
-    assert run_folder._told_size(tmp_path / "empty") == (tmp_path / "empty").stat().st_size
-
-
-def test_checkpoints_have_the_mode_of_the_umask(synthetic_dataset, tmp_path):
-    before = os.umask(0o027)
-    try:
-        run = trained(synthetic_dataset, tmp_path / "run", *EPOCHS)
-    finally:
-        os.umask(before)
-    modes = {path.relative_to(run).as_posix(): path.stat().st_mode & 0o777 for path in run.rglob("*")}
-    assert {name: oct(mode) for name, mode in modes.items() if mode & 0o777 not in (0o640, 0o750)} == {}
-    assert load_file(run / "model.safetensors")
