@@ -4,7 +4,8 @@ Versions: transformers 5.23.0, torch 2.13.0, accelerate 1.15.0, Python 3.11, CPU
 Expected: `load_best_model_at_end=True` leaves the model with the weights of the best checkpoint.
 Seen:     `save_pretrained` writes a ViT's tensors under their old names (`vit.encoder.layer.0...`); the live model has
           new ones (`vit.layers.0...`); the Trainer loads by name, not strictly. Every tensor of the encoder's layers
-          keeps the weights of the last step, with one warning. `from_pretrained` on the same folder restores them all.
+          keeps the weights of the last step; the log warns of missing and unexpected keys. `from_pretrained` on the
+          same folder restores every tensor.
 """
 
 import subprocess
