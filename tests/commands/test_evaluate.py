@@ -20,7 +20,7 @@ from chestxray_vit.models import vit as model
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.reporting import summary as results
 from chestxray_vit.training.engines import choose as backend
-from tests.helpers.kills import contents
+from tests.helpers.fork_server import contents
 
 TINY = ViTSize(
     image_size=64, patch_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
