@@ -1,19 +1,51 @@
-"""Published AUCs on ChestX-ray14, each with the split it was measured on and its source.
+"""Published AUCs on NIH ChestX-ray14, each with the split it was measured on and its source.
 
-A number from another split is a landmark, not a rival: no table shows one without its split."""
+A value from another split is a reference point, not a competitor: no table shows one without its split. Values are
+matched by the label's name, and shown only where all labels of a report are ChestX-ray14's: other data sets use some
+of these names for other labels."""
 
 from __future__ import annotations
 
-from chestxray_vit.labels import FINDINGS
+from typing import Any, Dict
 
-WANG = (0.716, 0.807, 0.784, 0.609, 0.706, 0.671, 0.633, 0.806, 0.708, 0.835, 0.815, 0.769, 0.708, 0.767)
-CHEXNET = (
-    *(0.8094, 0.9248, 0.8638, 0.7345, 0.8676, 0.7802, 0.7680),
-    *(0.8887, 0.7901, 0.8878, 0.9371, 0.8047, 0.8062, 0.9164),
-)
+from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
+
+WANG = {
+    "Atelectasis": 0.716,
+    "Cardiomegaly": 0.807,
+    "Effusion": 0.784,
+    "Infiltration": 0.609,
+    "Mass": 0.706,
+    "Nodule": 0.671,
+    "Pneumonia": 0.633,
+    "Pneumothorax": 0.806,
+    "Consolidation": 0.708,
+    "Edema": 0.835,
+    "Emphysema": 0.815,
+    "Fibrosis": 0.769,
+    "Pleural_Thickening": 0.708,
+    "Hernia": 0.767,
+}
+CHEXNET = {
+    "Atelectasis": 0.8094,
+    "Cardiomegaly": 0.9248,
+    "Effusion": 0.8638,
+    "Infiltration": 0.7345,
+    "Mass": 0.8676,
+    "Nodule": 0.7802,
+    "Pneumonia": 0.7680,
+    "Pneumothorax": 0.8887,
+    "Consolidation": 0.7901,
+    "Edema": 0.8878,
+    "Emphysema": 0.9371,
+    "Fibrosis": 0.8047,
+    "Pleural_Thickening": 0.8062,
+    "Hernia": 0.9164,
+}
 OWN, UNDISCLOSED, OFFICIAL = "its own split", "undisclosed random split", "official split"
 PUBLIC_LISTS = "public lists by patient (78,468/11,219/22,433 images), not NIH's"
-PUBLISHED_MACRO = (
+FINDINGS = {"Wang 2017": (OWN, WANG), "CheXNet 2017": (UNDISCLOSED, CHEXNET)}
+MACRO = (
     ("Wang 2017", 0.738, OWN, "Wang et al., CVPR 2017"),
     ("Yao 2017", 0.803, OWN, "Yao et al., arXiv:1710.10501"),
     ("CheXNet 2017", 0.841, UNDISCLOSED, "Rajpurkar et al., arXiv:1711.05225"),
@@ -27,12 +59,48 @@ PUBLISHED_MACRO = (
     ("EVA-X Ti", 0.824, OFFICIAL, "Yao et al., arXiv:2405.05237"),
     ("EVA-X S", 0.833, OFFICIAL, "Yao et al., arXiv:2405.05237"),
     ("EVA-X B", 0.835, OFFICIAL, "Yao et al., arXiv:2405.05237"),
-    ("ViT-B/16, 3 epochs", 0.7916, "5 % of images at random, softmax: comparable with nothing", "Graphcore's tutorial"),
+    (
+        "ViT-B/16, 3 epochs",
+        0.7916,
+        "5 % of the images at random, softmax: not comparable with any of these",
+        "Graphcore's tutorial",
+    ),
 )
-PUBLISHED = {
-    "macro": [dict(zip(("model", "auc", "split", "source"), row)) for row in PUBLISHED_MACRO],
-    "findings": {
-        "Wang 2017": {"split": OWN, "auc": dict(zip(FINDINGS, WANG))},
-        "CheXNet 2017": {"split": UNDISCLOSED, "auc": dict(zip(FINDINGS, CHEXNET))},
-    },
-}
+RESEARCH_USE = "For research use only."
+SYNTHETIC = "Synthetic X-rays: these numbers show that the software works and say nothing about patients."
+LIMITATIONS = "The labels were mined from the text of radiology reports, and all images come from one hospital."
+
+
+def published_aucs(label_set: LabelSet, is_synthetic: bool) -> Dict[str, Any]:
+    """Return the published values to show beside a report, as auc.json holds them.
+
+    Args:
+        label_set: of the report.
+        is_synthetic: the images are synthetic: there is nothing to compare then.
+
+    Returns:
+        `macro`, a list, empty unless the report has all labels of ChestX-ray14; and `findings`, by model, with `split`
+        and `auc` by label, empty unless all labels of the report are ChestX-ray14's.
+    """
+    if is_synthetic or not is_nih(label_set):
+        return {"macro": [], "findings": {}}
+    has_all = set(label_set.findings) == set(NIH_CHESTXRAY14.findings)
+    return {
+        "macro": [dict(zip(("model", "auc", "split", "source"), row)) for row in MACRO] if has_all else [],
+        "findings": {
+            model: {"split": split, "auc": {name: aucs[name] for name in label_set.findings}}
+            for model, (split, aucs) in FINDINGS.items()
+        },
+    }
+
+
+def caution(label_set: LabelSet, is_synthetic: bool) -> str:
+    """Return what each report and model card says of its data in a sentence or two."""
+    if is_synthetic:
+        return SYNTHETIC
+    return f"{RESEARCH_USE} {LIMITATIONS}" if is_nih(label_set) else RESEARCH_USE
+
+
+def is_nih(label_set: LabelSet) -> bool:
+    """Return whether all labels are ChestX-ray14's, in any order."""
+    return set(label_set.findings) <= set(NIH_CHESTXRAY14.findings)

@@ -1,18 +1,20 @@
-"""The page's charts, as SVG to put inline: they open from a mail, print sharply, and their words stay text.
+"""The page's charts, as inline SVG: they open from an e-mail, print sharply, and their words stay text.
 
-Drawn by matplotlib, which the package needs anyhow and which asks for no script and no network. Charts are told apart
-by marker and line, not by colour alone, and each has its own text alternative."""
+They are drawn by matplotlib, which the package needs anyway and which needs no script and no network. Series differ by
+marker and line, not by colour alone, and each chart has its own text alternative."""
 
 from __future__ import annotations
 
 import html
 import io
 import re
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+import warnings
+from typing import Any, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple
 
 INK, FAINT, ACCENT = "#1a1a1a", "#8a8a8a", "#1f5f99"
-STYLE = {
+STYLE: Dict[Any, Any] = {
     "svg.fonttype": "none",  # words stay words
+    "text.parse_math": False,  # a dollar sign in a label is no formula
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.edgecolor": FAINT,
@@ -22,50 +24,57 @@ STYLE = {
     "ytick.color": INK,
 }
 MARKERS = ("^", "s", "D")
+LONGEST_LABEL = 40  # characters at the left of a forest
 
 
-def forest(
-    rows: Sequence[Dict[str, Any]],
-    published: Dict[str, Dict[str, Any]],
-    name: str,
-    title: str,
-    label: str = "AUC, 95 % interval",
-) -> str:
-    """Draw AUCs with their intervals, one below the other, published ones beside.
+def forest(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Mapping[str, Any]], name: str, title: str) -> str:
+    """Draw AUCs with their intervals, one below the other, with published ones beside them.
 
     Args:
-        rows: `finding` (what stands at the left), `auc`, `low`, `high`, None where undefined, from the top down.
-        published: by model, `auc` by finding.
+        rows: `finding`, `label` (its words at the left), `auc`, `low`, `high`, None where undefined, from the top down.
+        published: by model, `split` and `auc` by finding.
         name: of the chart, unique in the page.
         title: the text alternative's first words.
-        label: of the axis.
     """
     with _styled(name):
         figure, axes = _figure(6.4, 0.9 + 0.27 * len(rows))
         figure.set_layout_engine("constrained")
-        shown = [(place, row) for place, row in enumerate(reversed(rows)) if row["auc"] is not None]
-        for place, row in shown:
+        defined = [(height, row) for height, row in enumerate(reversed(rows)) if row["auc"] is not None]
+        for height, row in defined:
             if row["low"] is not None:
-                axes.plot([row["low"], row["high"]], [place, place], "-", color=INK, linewidth=1.4)
-            axes.plot(row["auc"], place, "o", color=INK, markersize=5)
-        for marker, (model, values) in zip(MARKERS, published.items()):
-            points = [(values["auc"][row["finding"]], place) for place, row in shown if row["finding"] in values["auc"]]
-            style = {"color": ACCENT, "markerfacecolor": "none", "markersize": 5, "linestyle": "none"}
-            axes.plot(*zip(*points), marker, label=f"{model} ({values['split']})", **style)
+                axes.plot([row["low"], row["high"]], [height, height], "-", color=INK, linewidth=1.4)
+            axes.plot(row["auc"], height, "o", color=INK, markersize=5)
+        _draw_published(axes, defined, published)
         axes.axvline(0.5, color=FAINT, linewidth=0.8, linestyle=":")
-        axes.set_yticks(range(len(rows)), [row["finding"] for row in reversed(rows)])
+        axes.set_yticks(range(len(rows)), [_fitting(row["label"]) for row in reversed(rows)])
         axes.set_ylim(-0.7, len(rows) - 0.3)
-        axes.set_xlabel(label)
+        axes.set_xlabel("AUC, 95 % interval")
         axes.grid(axis="x", color="#e4e4e4", linewidth=0.6)
         axes.set_axisbelow(True)
         if published:
             figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8)
-        words = "; ".join(f"{row['finding']} {_in_words(row)}" for row in rows)
+        words = "; ".join(f"{row['label']} {_in_words(row)}" for row in rows)
         return _svg(figure, name, title, f"{title}: {words}.")
 
 
+def _draw_published(
+    axes: Any, defined: Sequence[Tuple[int, Mapping[str, Any]]], published: Mapping[str, Mapping[str, Any]]
+) -> None:
+    style = {"color": ACCENT, "markerfacecolor": "none", "markersize": 5, "linestyle": "none"}
+    for marker, (model, values) in zip(MARKERS, published.items()):
+        aucs = values["auc"]
+        points = [(aucs[row["finding"]], height) for height, row in defined if row["finding"] in aucs]
+        axes.plot(
+            [auc for auc, _ in points],
+            [height for _, height in points],
+            marker,
+            label=f"{model} ({values['split']})",
+            **style,
+        )
+
+
 class Curves:
-    """Draws the ROC and the precision-recall curve of one finding after the other, on the same axes: half the time."""
+    """Draws the ROC and the precision-recall curve of one finding after another on the same axes, in half the time."""
 
     def __init__(self) -> None:
         with _styled("curves"):
@@ -78,12 +87,14 @@ class Curves:
             _unit(roc, "1 - specificity", "sensitivity")
             _unit(precision, "sensitivity (recall)", "PPV (precision)")
 
-    def draw(self, curve: Dict[str, Any], row: Dict[str, Any], point: Optional[Dict[str, Any]], name: str) -> str:
+    def draw(
+        self, curve: Mapping[str, Any], row: Mapping[str, Any], point: Optional[Mapping[str, Any]], name: str
+    ) -> str:
         """Return the SVG of a finding, with its chosen point on both curves.
 
         Args:
-            curve: of `curves.curve`.
-            row: of the finding, among `findings`.
+            curve: of the finding, among `curves`.
+            row: of the finding, among `findings`, with its `label`.
             point: its operating point, or None.
             name: of the chart, unique in the page.
         """
@@ -91,18 +102,18 @@ class Curves:
         pairs = list(zip(curve["true_positives"], curve["false_positives"]))
         rates = [(0.0, 0.0), *((fp / max(1, negatives), tp / max(1, positives)) for tp, fp in pairs)]
         shares = [(tp / max(1, positives), tp / (tp + fp)) for tp, fp in pairs if tp + fp]
-        for line, places in zip(self.lines, (rates, shares)):
-            line.set_data(*(zip(*places) if places else ((), ())))
+        for line, points in zip(self.lines, (rates, shares)):
+            line.set_data([x for x, _ in points], [y for _, y in points])
         self.prevalence.set_ydata([row["prevalence"] or 0.0] * 2)
-        for marker, place in zip(self.points, _places(point)):
-            marker.set_data(*([value] for value in place) if place else ((), ()))
-        title = f"{row['finding']}: ROC and precision-recall curve"
+        for marker, found in zip(self.points, _positions(point)):
+            marker.set_data(*([value] for value in found) if found else ((), ()))
+        title = f"{row['label']}: ROC and precision-recall curve"
         with _styled(name):
             return _svg(self.figure, name, title, f"{title}, of {positives:,} positives and {negatives:,} negatives.")
 
 
 class Reliability:
-    """Draws how often a finding is there among images of similar scores, one finding after the other."""
+    """Draws how often a finding is present among images of similar scores, one finding after another."""
 
     def __init__(self) -> None:
         with _styled("reliability"):
@@ -113,29 +124,29 @@ class Reliability:
             self.circles = self.axes.scatter([], [], facecolors="white", edgecolors=INK, linewidths=1, zorder=3)
             _unit(self.axes, "mean score", "share of positives")
 
-    def draw(self, bins: Sequence[Dict[str, Any]], finding: str, name: str) -> str:
+    def draw(self, bins: Sequence[Mapping[str, Any]], label: str, name: str) -> str:
         """Return the SVG of a finding.
 
         Args:
             bins: `mean_score`, `num_images`, `num_positives`, of `calibration.reliability`.
-            finding: its name.
+            label: the finding's name for readers.
             name: of the chart, unique in the page.
         """
         filled = [row for row in bins if row["num_images"]]
-        places = [(row["mean_score"], row["num_positives"] / row["num_images"]) for row in filled]
+        points = [(row["mean_score"], row["num_positives"] / row["num_images"]) for row in filled]
         most = max((row["num_images"] for row in filled), default=1)
-        self.line.set_data(*(zip(*places) if places else ((), ())))
-        self.circles.set_offsets(places or [(-1, -1)])
+        self.line.set_data([x for x, _ in points], [y for _, y in points])
+        self.circles.set_offsets(points or [(-1, -1)])
         self.circles.set_sizes([10 + 60 * (row["num_images"] / most) ** 0.5 for row in filled])
         words = "; ".join(
             f"{row['num_positives']:,} of {row['num_images']:,} at {row['mean_score']:.2f}" for row in filled
         )
         with _styled(name):
-            description = f"{finding}, positives by mean score: {words}."
-            return _svg(self.figure, name, f"{finding}: reliability", description)
+            description = f"{label}, positives by mean score: {words}."
+            return _svg(self.figure, name, f"{label}: reliability", description)
 
 
-def _places(point: Optional[Dict[str, Any]]) -> List[Optional[Tuple[float, float]]]:
+def _positions(point: Optional[Mapping[str, Any]]) -> List[Optional[Tuple[float, float]]]:
     """Return where an operating point lies on the ROC and the precision-recall curve; None where it is undefined."""
     if point is None:
         return [None, None]
@@ -144,7 +155,7 @@ def _places(point: Optional[Dict[str, Any]]) -> List[Optional[Tuple[float, float
     return [roc, None if None in (sensitivity, ppv) else (sensitivity, ppv)]
 
 
-def _styled(name: str):
+def _styled(name: str) -> ContextManager[None]:
     import matplotlib
 
     return matplotlib.rc_context({**STYLE, "svg.hashsalt": name})  # ids that are the same in every run
@@ -170,7 +181,12 @@ def _unit(axes: Any, across: str, up: str) -> None:
     axes.set_ylabel(up)
 
 
-def _in_words(row: Dict[str, Any]) -> str:
+def _fitting(label: str) -> str:
+    """Return a label as short as the chart needs it."""
+    return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
+
+
+def _in_words(row: Mapping[str, Any]) -> str:
     if row["auc"] is None:
         return "undefined"
     interval = "" if row["low"] is None else f" ({row['low']:.3f} to {row['high']:.3f})"
@@ -180,12 +196,14 @@ def _in_words(row: Dict[str, Any]) -> str:
 def _svg(figure: Any, name: str, title: str, description: str) -> str:
     """Return a figure as an inline SVG element with its text alternative."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # words stay text: the browser has the font
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to them, and each figure has the same ones
     words = [f'<title id="{name}-title">{html.escape(title)}</title>', f'<desc id="{name}-desc">']
     words += [html.escape(description), "</desc>"]
-    head, rest = re.match(r"<svg([^>]*)>(.*)", svg, flags=re.DOTALL).groups()
+    head, _, rest = svg[len("<svg") :].partition(">")
     head = re.sub(r' (?:width|height)="[^"]*"', "", head)  # the page says how wide
     return f'<svg role="img" aria-labelledby="{name}-title {name}-desc"{head}>{"".join(words)}{rest}'

@@ -1,8 +1,8 @@
 """Compare two runs on the same images: paired, by patient, finding by finding and over all.
 
-Fourteen tests find a difference somewhere by chance, so each p stands beside Holm's, adjusted for the fourteen.
+Of many tests, some find a difference by chance, so each p stands beside Holm's, adjusted for the number of findings.
 
-Shapes: N images, L = 14 findings in NIH's order."""
+Shapes: N images, L findings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import numpy as np
 
 from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.errors import Problems
-from chestxray_vit.labels import FINDINGS
 from chestxray_vit.metrics.roc_auc import Difference, auc, compare, compare_macro, holm, macro
+from chestxray_vit.reporting.columns import findings_of
+from chestxray_vit.storage.json_files import none_for_nan
 
 METHOD = (
-    "a is the first file, b the second; paired, by patient (Obuchowski 1997); two-sided normal p, and Holm's for "
-    "the 14 findings"
+    "Differences are a minus b, where a is the first file and b the second. Tests are paired and by patient "
+    "(Obuchowski 1997), with two-sided normal p-values; Holm's method adjusts them for the number of findings, "
+    "{num_findings}"
 )
 
 
@@ -27,35 +29,37 @@ def comparison(a: Predictions, b: Predictions) -> Dict[str, Any]:
 
     Args:
         a: of the run that the report is of.
-        b: of another run on the same images, in any order.
+        b: of another run on the same images, in any order, with the same columns.
 
     Raises:
         InputError: the two runs differ in images, targets or patients.
     """
+    findings = findings_of(a)
     targets_NL, scores_a_NL, scores_b_NL = a.targets_NL, a.scores_NL, b.scores_NL[_rows_of_same_images(a, b)]
     patients_N = np.asarray(a.patient_ids, dtype=str)
-    rows, columns = [], zip(FINDINGS, targets_NL.T, scores_a_NL.T, scores_b_NL.T)
+    rows, columns = [], zip(findings, targets_NL.T, scores_a_NL.T, scores_b_NL.T)
     for finding, targets_N, scores_a_N, scores_b_N in columns:
         aucs = auc(targets_N, scores_a_N), auc(targets_N, scores_b_N)
         rows.append({"finding": finding, **_difference(*aucs, compare(targets_N, scores_a_N, scores_b_N, patients_N))})
     adjusted = holm([math.nan if row["p"] is None else row["p"] for row in rows])
     for row, p in zip(rows, adjusted):
-        row["p_holm"] = _defined(p)
+        row["p_holm"] = none_for_nan(p)
     aucs = macro(targets_NL, scores_a_NL).auc, macro(targets_NL, scores_b_NL).auc
     overall = _difference(*aucs, compare_macro(targets_NL, scores_a_NL, scores_b_NL, patients_N))
-    return {"method": METHOD, "macro": overall, "findings": rows}
+    return {"method": METHOD.format(num_findings=len(findings)), "macro": overall, "findings": rows}
 
 
 def _difference(auc_a: float, auc_b: float, difference: Difference) -> Dict[str, Optional[float]]:
-    numbers = {
-        "auc_a": auc_a,
-        "auc_b": auc_b,
-        "difference": difference.difference,
-        "se": math.sqrt(difference.variance),
-        "z": difference.z,
-        "p": difference.p,
-    }
-    return {name: _defined(number) for name, number in numbers.items()}
+    return none_for_nan(
+        {
+            "auc_a": auc_a,
+            "auc_b": auc_b,
+            "difference": difference.difference,
+            "se": math.sqrt(difference.variance),
+            "z": difference.z,
+            "p": difference.p,
+        }
+    )
 
 
 def _rows_of_same_images(a: Predictions, b: Predictions) -> List[int]:
@@ -78,8 +82,3 @@ def _rows_of_same_images(a: Predictions, b: Predictions) -> List[int]:
             problems.add("the patient_id of an image differs", f"{name}: {ids}")
     problems.raise_if_any()
     return [row_of[name] for name in a.file_names]
-
-
-def _defined(number: float) -> Optional[float]:
-    """Return None for NaN: JSON has none."""
-    return None if math.isnan(number) else float(number)
