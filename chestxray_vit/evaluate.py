@@ -136,11 +136,11 @@ def evaluate(
 def _claim(output_dir: str) -> ContextManager[None]:
     """Return the claim of the report's folder; the main process holds it for all."""
     from chestxray_vit.artifacts import evaluation as provenance
-    from chestxray_vit.reporting import summary as results
+    from chestxray_vit.reporting.write import OUTPUTS
     from chestxray_vit.storage.lock import folder_lock
     from chestxray_vit.training import distributed as processes
 
-    names = (PREDICTIONS, VALIDATION, provenance.FILE, *results.OUTPUTS)
+    names = (PREDICTIONS, VALIDATION, provenance.FILE, *OUTPUTS)
     return folder_lock(output_dir, names) if processes.is_main_process() else contextlib.nullcontext()
 
 
@@ -161,11 +161,11 @@ def _report(
     from chestxray_vit.artifacts import thresholds
     from chestxray_vit.artifacts.evaluation import FILE
     from chestxray_vit.reporting import model_card as card
-    from chestxray_vit.reporting import summary as results
+    from chestxray_vit.reporting.write import OUTPUTS
     from chestxray_vit.storage.atomic import atomic_write_many
 
     file_of = {name: PREDICTIONS if name == own.split else VALIDATION for name in tables}
-    names = [*file_of.values(), FILE, *results.OUTPUTS]
+    names = [*file_of.values(), FILE, *OUTPUTS]
     paths = [output_dir / name for name in names]
     with atomic_write_many(paths) as asides:
         summary = _write(
@@ -197,8 +197,10 @@ def _write(
     from chestxray_vit.artifacts.predictions import write_predictions
     from chestxray_vit.data.synthetic import release as phantom
     from chestxray_vit.images.thumbnails import thumbnails
-    from chestxray_vit.reporting import summary as results
-    from chestxray_vit.reporting.render import text as renderers
+    from chestxray_vit.reporting.render.text import to_text
+    from chestxray_vit.reporting.sections.curves import mistaken_images
+    from chestxray_vit.reporting.summary import ReportInputs, build_report
+    from chestxray_vit.reporting.write import texts
     from chestxray_vit.training.engines import choose as backend
 
     for name, table in tables.items():
@@ -207,12 +209,12 @@ def _write(
     where = provenance(path_of[PREDICTIONS], own.split, drawn, command, backend.versions(), run_dir, metadata)
     write_provenance(path_of[FILE], where)
     source = source_of(path_of[PREDICTIONS])._replace(file_name=PREDICTIONS)
-    summary = results.build_report(
-        tables[PREDICTIONS], source=[source], validation=tables.get(VALIDATION), provenance=where
+    summary = build_report(
+        ReportInputs(tables[PREDICTIONS], tables.get(VALIDATION), sources=[source], provenance=where)
     )
-    print(renderers.to_text(summary))
-    pictures = thumbnails(metadata.parent, results.mistaken_images(summary)) if own.thumbnails else None
-    for name, text in results.texts(summary, pictures).items():
+    print(to_text(summary))
+    pictures = thumbnails(metadata.parent, mistaken_images(summary)) if own.thumbnails else None
+    for name, text in texts(summary, pictures).items():
         path_of[name].write_bytes(text.encode("utf-8"))
     return summary
 

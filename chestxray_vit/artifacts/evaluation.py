@@ -31,11 +31,12 @@ INGESTED: Dict[str, Any] = {
     "notices": list_of(STRING),
 }
 INGESTED_SCHEMA = object_of(INGESTED)
+KEYS_OF_0_5_0 = {"drawn": "synthetic", "images an update": "global_batch_size", "learning rate": "learning_rate"}
 SCHEMA = object_of(
     {
         "predictions_sha256": STRING,
         "split": STRING,
-        "drawn": {"type": "boolean"},
+        "synthetic": {"type": "boolean"},
         "command": STRING,
         "versions": OBJECT,
         "checkpoint": OBJECT,
@@ -60,7 +61,7 @@ def source_of(path: PathLike) -> Source:
 def provenance(
     predictions_path: PathLike,
     split: str,
-    drawn: bool,
+    is_synthetic: bool,
     command: Sequence[str],
     versions: Dict[str, str],
     run_dir: PathLike,
@@ -71,7 +72,7 @@ def provenance(
     Args:
         predictions_path: the predictions, written.
         split: that they are of.
-        drawn: whether the images are a phantom's.
+        is_synthetic: whether the images are synthetic.
         command: the words of the command line.
         versions: of Python and the packages, by name.
         run_dir: holds the checkpoint and, if it is a run of ours, train_config.json.
@@ -85,7 +86,7 @@ def provenance(
     return {
         "predictions_sha256": sha256(predictions_path),
         "split": split,
-        "drawn": drawn,
+        "synthetic": is_synthetic,
         "command": shlex.join([_name(word) for word in command]),
         "versions": versions,
         "checkpoint": {
@@ -113,12 +114,22 @@ def read_provenance(predictions_path: PathLike) -> Optional[Dict[str, Any]]:
     content = _read(path)
     if content is None:
         return None
+    content = _with_todays_names(content)
     whole = conforms(content, SCHEMA) and (
         "splits" not in content["data"] or conforms(content["data"], INGESTED_SCHEMA)
     )
     if not whole or content["predictions_sha256"] != sha256(predictions_path):
         logger.warning("%s is not of %s, and left out of the report", path, Path(predictions_path).name)
         return None
+    return content
+
+
+def _with_todays_names(content: Dict[str, Any]) -> Dict[str, Any]:
+    """Return an evaluation.json with the names of 0.5.0's keys replaced by today's."""
+    content = {KEYS_OF_0_5_0.get(name, name): value for name, value in content.items()}
+    training = content.get("training")
+    if isinstance(training, dict):
+        content["training"] = {KEYS_OF_0_5_0.get(name, name): value for name, value in training.items()}
     return content
 
 
@@ -131,9 +142,9 @@ def _training(config: Dict[str, Any]) -> Dict[str, Any]:
         "start": "random weights" if flags.get("from_scratch") else _name(str(flags.get("model_name_or_path"))),
         "device": config.get("device"),
         "updates": config.get("updates"),
-        "images an update": config.get("global_batch", {}).get("total"),
+        "global_batch_size": config.get("global_batch", {}).get("total"),
         "epochs": arguments.get("num_train_epochs"),
-        "learning rate": arguments.get("learning_rate"),
+        "learning_rate": arguments.get("learning_rate"),
         "seed": arguments.get("seed"),
         "images": config.get("data", {}).get("images"),
         "versions": config.get("versions"),

@@ -7,17 +7,22 @@ from typing import Any, Dict, Tuple
 
 from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.errors import InputError
-from chestxray_vit.labels import LabelSet
+from chestxray_vit.labels import FINDINGS, LabelSet
+
+
+def label_set_of(predictions: Predictions) -> LabelSet:
+    """Return the label set of predictions."""
+    return getattr(predictions, "label_set", LabelSet.of_names(FINDINGS))
 
 
 def findings_of(predictions: Predictions) -> Tuple[str, ...]:
     """Return the names of the findings, one a column."""
-    return predictions.label_set.findings
+    return label_set_of(predictions).findings
 
 
 def findings_only(predictions: Predictions) -> Predictions:
     """Return predictions without the column of the negative label: it is no finding, and in no macro AUC."""
-    label_set = predictions.label_set
+    label_set = label_set_of(predictions)
     if not label_set.has_negative_column:
         return predictions
     kept = LabelSet(label_set.name, label_set.findings, label_set.kind, label_set.negative)
@@ -41,11 +46,11 @@ def with_columns_of(predictions: Predictions, other: Predictions, what: str) -> 
             f"{what} are of other labels. Expected {', '.join(expected)}; found {', '.join(found)}. "
             "Give predictions of a model for the same labels."
         )
-    return other if expected == found else _with_columns(other, predictions.label_set)
+    return other if expected == found else _with_columns(other, label_set_of(predictions))
 
 
 def _with_columns(predictions: Predictions, label_set: LabelSet) -> Predictions:
-    columns = [predictions.label_set.names.index(name) for name in label_set.names]
+    columns = [label_set_of(predictions).names.index(name) for name in label_set.names]
     replaced: Dict[str, Any] = {
         "targets_NL": predictions.targets_NL[:, columns],
         "scores_NL": predictions.scores_NL[:, columns],

@@ -1,70 +1,102 @@
-"""A run's model card, its README.md: what it is, what it is not, its AUCs, and the same for the Hub's index."""
+"""A run's model card, its README.md: what the model is, what it is not, its AUCs, and the same for the Hub's index."""
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from chestxray_vit.labels import FINDINGS
-from chestxray_vit.reporting.render.text import headline, headline_table, notes, shown
-from chestxray_vit.reporting.summary import CAUTION
+from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
+from chestxray_vit.reporting.published_aucs import RESEARCH_USE, SYNTHETIC, caution
+from chestxray_vit.reporting.render.tables import markdown, piped, shown
+from chestxray_vit.reporting.render.text import headline, headline_table, notes, title_of
 from chestxray_vit.storage.atomic import PathLike, write_text
+from chestxray_vit.storage.json_files import read_json
 
 CARD, CONFIG = "README.md", "train_config.json"
+Config = Dict[str, Any]
 
 
-def model_card(name: str, config: Dict[str, Any], results: Optional[Dict[str, Any]] = None) -> str:
+def model_card(name: str, config: Config, results: Optional[Dict[str, Any]] = None) -> str:
     """Return the text of a model card.
 
     Args:
         name: of the run.
-        config: the content of train_config.json.
-        results: of `results.build_report` on test patients; None where they are not scored yet.
+        config: the content of train_config.json, of this version or of 0.5.0.
+        results: of `build_report` on test patients; None if they have not been scored yet.
     """
-    flags = config["flags"]
-    images = ", ".join(f"{count:,} {split}" for split, count in config["data"]["images"].items())
-    of_what = "It learned drawn X-rays." if config["data"]["drawn"] else CAUTION
-    start = "random weights" if flags["from_scratch"] else Path(flags["model_name_or_path"]).name
+    config = _with_todays_names(config)
+    label_set = _label_set(config, results)
+    version = config["versions"]["chestxray-vit"]
     parts = [
-        f"---\n{_metadata(name, config, results)}\n---",
+        f"---\n{_metadata(name, config, label_set, results)}\n---",
         f"# {name}",
-        "A Vision Transformer that scores 14 findings on frontal chest X-rays, each by itself, trained with "
-        f"chestxray_vit {config['versions']['chestxray-vit']}.",
-        f"Research use only; not a medical device. {of_what}",
-        f"- start: {start}\n"
-        f"- data: `{config['data']['name']}`, {images} images, split as its ingest_report.json says\n"
-        f"- how: every argument and version is in `{CONFIG}`; loss and learning rate in `loss.png`",
+        f"A Vision Transformer that scores frontal chest X-rays for {markdown(title_of(label_set))}, each "
+        f"independently of the others, trained with chestxray_vit {version}.",
+        f"This model is for research use only and is not a medical device. {_about_data(config, label_set)}",
+        _facts(config),
     ]
     if results is not None:
-        parts += ["## AUC on the test patients", headline(results), headline_table(results)]
-        parts.append("\n".join(f"- {note}" for note in notes(results)))
-    return "\n\n".join([*parts, "## AUC on the validation patients", _validation(config["validation_auc"])]) + "\n"
+        parts += ["## AUC on the test patients", headline(results, markdown), headline_table(results)]
+        parts.append("\n".join(f"- {note}" for note in notes(results, markdown)))
+    parts += ["## AUC on the validation patients", _validation(config["validation_auc"], label_set)]
+    return "\n\n".join(parts) + "\n"
 
 
 def write_card(run_dir: PathLike, results: Dict[str, Any]) -> bool:
-    """Write the card of a finished run anew, with its AUCs on test patients; False if this is no run of ours.
+    """Write the card of a finished run again, with its AUCs on test patients; return False if this is no run of ours.
 
     Raises:
+        InputError: train_config.json cannot be read.
         OSError: the folder cannot be written to.
     """
     path = Path(run_dir, CONFIG)
     if not path.is_file():
         return False
-    config = json.loads(path.read_text(encoding="utf-8"))
-    write_text(Path(run_dir, CARD), model_card(Path(run_dir).resolve().name, config, results))
+    write_text(Path(run_dir, CARD), model_card(Path(run_dir).resolve().name, read_json(path), results))
     return True
 
 
-def _metadata(name: str, config: Dict[str, Any], results: Optional[Dict[str, Any]]) -> str:
+def _with_todays_names(config: Config) -> Config:
+    """Return a train_config.json with the names of 0.5.0's keys replaced by today's."""
+    data = {("synthetic" if name == "drawn" else name): value for name, value in config["data"].items()}
+    return {**config, "data": data}
+
+
+def _label_set(config: Config, results: Optional[Dict[str, Any]]) -> LabelSet:
+    """Return the labels of a run; a train_config.json of 0.5.0 does not name them."""
+    content = results["label_set"] if results is not None else config["data"].get("label_set")
+    return NIH_CHESTXRAY14 if content is None else LabelSet.from_dict(content)
+
+
+def _about_data(config: Config, label_set: LabelSet) -> str:
+    if config["data"]["synthetic"]:
+        return f"It was trained on synthetic X-rays. {SYNTHETIC}"
+    return caution(label_set, is_synthetic=False)[len(RESEARCH_USE) :].strip()  # the sentence before says it
+
+
+def _facts(config: Config) -> str:
+    flags, data = config["flags"], config["data"]
+    images = ", ".join(f"{count:,} {split}" for split, count in data["images"].items())
+    start = "random weights" if flags["from_scratch"] else Path(flags["model_name_or_path"]).name
+    return "\n".join(
+        [
+            f"- Initial weights: {start}",
+            f"- Data: `{data['name']}`, {images} images, split as described in its ingest_report.json",
+            f"- Training: all arguments and versions are in `{CONFIG}`, loss and learning rate in `loss.png`",
+        ]
+    )
+
+
+def _metadata(name: str, config: Config, label_set: LabelSet, results: Optional[Dict[str, Any]]) -> str:
     from huggingface_hub import ModelCardData
 
     base = config["flags"]["model_name_or_path"]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=["chest-x-ray", "multi-label", "vit"],
+        tags=["chest-x-ray", label_set.kind.replace("_", "-"), "vit"],
         base_model=None if config["flags"]["from_scratch"] or os.path.isdir(base) else base,
         model_name=name if results else None,
         eval_results=_index(config["data"], results) if results else None,
@@ -76,12 +108,12 @@ def _index(data: Dict[str, Any], results: Dict[str, Any]) -> List[Any]:
     from huggingface_hub import EvalResult
 
     overall = {**results["macro"], "finding": f"macro over {results['macro']['num_findings']} findings"}
-    dataset = "drawn X-rays" if data["drawn"] else "NIH ChestX-ray14"
+    name = results["label_set"]["name"]
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type="chestxray14",
-            dataset_name=dataset,
+            dataset_type=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
+            dataset_name="synthetic X-rays" if data["synthetic"] else name,
             dataset_split="test",
             metric_type="roc_auc",
             metric_name=f"AUC-ROC, {row['finding']}",
@@ -92,10 +124,11 @@ def _index(data: Dict[str, Any], results: Dict[str, Any]) -> List[Any]:
     ]
 
 
-def _validation(aucs: Dict[str, Optional[float]]) -> str:
+def _validation(aucs: Dict[str, Optional[float]], label_set: LabelSet) -> str:
     if "roc_auc" not in aucs:
-        return "Not evaluated in training."
-    rows = [f"| {finding} | {shown(aucs[f'roc_auc_{finding}'])} |" for finding in FINDINGS]
-    rows.append(f"| **mean over {aucs['num_findings']:.0f} findings** | **{shown(aucs['roc_auc'])}** |")
-    table = "\n".join(["| finding | AUC |", "|---|---|", *rows])
-    return f"The best checkpoint was chosen by this AUC: on other patients expect less.\n\n{table}"
+        return "The model was not evaluated during training."
+    rows = [["finding", "AUC"]]
+    for label in label_set.findings:
+        rows.append([markdown(label), shown(aucs[f"roc_auc_{label.replace(' ', '_')}"])])
+    rows.append([f"**mean over {aucs['num_findings']:.0f} findings**", f"**{shown(aucs['roc_auc'])}**"])
+    return f"The best checkpoint was chosen by this mean AUC: expect lower values on other patients.\n\n{piped(rows)}"

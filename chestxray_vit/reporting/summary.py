@@ -14,7 +14,7 @@ from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.artifacts.thresholds import operating_table
 from chestxray_vit.metrics.calibration import calibration_table
 from chestxray_vit.metrics.subgroups import subgroup_table
-from chestxray_vit.reporting.columns import findings_only, with_columns_of
+from chestxray_vit.reporting.columns import findings_only, label_set_of, with_columns_of
 from chestxray_vit.reporting.published_aucs import caution, published_aucs
 from chestxray_vit.reporting.schema import SCHEMA_VERSION
 from chestxray_vit.reporting.sections.auc_table import INTERVALS, auc_table
@@ -70,19 +70,20 @@ def build_report(inputs: ReportInputs, options: Options = Options()) -> Dict[str
         other = with_columns_of(predictions, other, "the predictions to compare with")
     is_synthetic = inputs.provenance is not None and bool(inputs.provenance["synthetic"])
     operating_points = None if validation is None else operating_table(predictions, validation, options.prevalence)
+    label_set = label_set_of(predictions)
     overall, rows = auc_table(predictions, options.interval)
     return {
         "schema_version": SCHEMA_VERSION,
         "package_version": __version__,
         "sources": [source._asdict() for source in inputs.sources],
-        "label_set": predictions.label_set.to_dict(),
+        "label_set": label_set.to_dict(),
         "num_images": len(predictions.file_names),
         "num_patients": len(set(predictions.patient_ids)),
-        "caution": caution(predictions.label_set, is_synthetic),
+        "caution": caution(label_set, is_synthetic),
         "interval": INTERVALS[options.interval],
         "macro": overall,
         "findings": rows,
-        "published": published_aucs(predictions.label_set, is_synthetic),
+        "published": published_aucs(label_set, is_synthetic),
         "comparison": None if other is None else comparison(predictions, other),
         "validation": None if validation is None else _validation(predictions, validation),
         "operating_points": operating_points,

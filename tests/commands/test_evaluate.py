@@ -18,7 +18,7 @@ from chestxray_vit.images.preprocess import Preprocess
 from chestxray_vit.labels import FINDINGS, label_names
 from chestxray_vit.models import vit as model
 from chestxray_vit.models.vit_size import ViTSize
-from chestxray_vit.reporting import summary as results
+from chestxray_vit.reporting.write import OUTPUTS
 from chestxray_vit.training.engines import choose as backend
 from tests.helpers.fork_server import contents
 
@@ -95,7 +95,7 @@ def test_report_is_that_of_the_predictions(run, synthetic_dataset, tmp_path, cap
     assert evaluate.main([str(run), "--dataset_dir", str(synthetic_dataset), "--output_dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"predictions.csv", "predictions_validation.csv", "evaluation.json", *results.OUTPUTS}
+    assert names == {"predictions.csv", "predictions_validation.csv", "evaluation.json", *OUTPUTS}
     macro = json.loads((tmp_path / "auc.json").read_text())["macro"]
     line = next(line for line in printed.splitlines() if line.startswith("macro"))
     assert f"{macro['auc']:.3f}" in line
@@ -106,7 +106,7 @@ def test_report_is_that_of_the_predictions(run, synthetic_dataset, tmp_path, cap
 def test_report_makes_the_same_page_of_what_evaluate_left(run, synthetic_dataset, tmp_path):
     assert evaluate.main([str(run), "--dataset_dir", str(synthetic_dataset), "--output_dir", str(tmp_path / "a")]) == 0
     assert report.main([str(tmp_path / "a" / "predictions.csv"), "--output_dir", str(tmp_path / "b")]) == 0
-    for name in results.OUTPUTS:
+    for name in OUTPUTS:
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
     page = (tmp_path / "a" / "auc.html").read_text()
     assert "<img" not in page  # images are patients' data

@@ -13,7 +13,7 @@ import pytest
 from chestxray_vit import ingest
 from chestxray_vit.artifacts.predictions import Predictions, write_predictions
 from chestxray_vit.report import main
-from chestxray_vit.reporting.summary import OUTPUTS
+from chestxray_vit.reporting.write import OUTPUTS
 from chestxray_vit.saliency.localisation import Case, localisation_report, score_map
 from tests.conftest import MINI_ROWS
 
@@ -41,7 +41,7 @@ def test_report_writes_beside_the_predictions(tmp_path, capsys):
     assert [line for line in printed.splitlines() if line.startswith("wrote ")] == [
         f"wrote {tmp_path / name}" for name in OUTPUTS
     ]
-    assert results["source"][0]["file_name"] == "predictions.csv"
+    assert results["sources"][0]["file_name"] == "predictions.csv"
     assert results["comparison"] is None
     assert results["num_patients"] == 30
 
@@ -51,7 +51,7 @@ def test_report_compares_two_runs(tmp_path, capsys):
     assert main([str(a), "--compare", str(b), "--output_dir", str(tmp_path / "report")]) == 0
     results = json.loads((tmp_path / "report" / "auc.json").read_text())
     assert results["comparison"]["macro"]["auc_a"] == results["macro"]["auc"]
-    assert [source["file_name"] for source in results["source"]] == ["a.csv", "b.csv"]
+    assert [source["file_name"] for source in results["sources"]] == ["a.csv", "b.csv"]
     assert f"{results['comparison']['macro']['difference']:+.3f}" in capsys.readouterr().out
 
 
@@ -66,7 +66,7 @@ def test_the_page_takes_the_score_on_boxes_in(tmp_path):
     rows = body.split("</tr>")[:-1]
     cells = [[re.sub("<.*?>", " ", cell).strip() for cell in re.findall("<td.*?</td>", row)] for row in rows]
     assert cells[0][:3] == ["1", "1", "100.0 %  20.7 % to 100.0 %"]  # Wilson of 1 of 1
-    assert cells[1] == ["0", "0", "no boxed image here"]
+    assert cells[1] == ["0", "0", "no image with a box"]
     assert cells[2] == cells[0]
 
 

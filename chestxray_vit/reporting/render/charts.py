@@ -11,6 +11,8 @@ import re
 import warnings
 from typing import Any, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from chestxray_vit.reporting.render.tables import label_of
+
 INK, FAINT, ACCENT = "#1a1a1a", "#8a8a8a", "#1f5f99"
 STYLE: Dict[Any, Any] = {
     "svg.fonttype": "none",  # words stay words
@@ -31,7 +33,7 @@ def forest(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Mapping[st
     """Draw AUCs with their intervals, one below the other, with published ones beside them.
 
     Args:
-        rows: `finding`, `label` (its words at the left), `auc`, `low`, `high`, None where undefined, from the top down.
+        rows: `finding` or `label` (the words at the left), `auc`, `low`, `high`, None where undefined, from the top.
         published: by model, `split` and `auc` by finding.
         name: of the chart, unique in the page.
         title: the text alternative's first words.
@@ -46,14 +48,14 @@ def forest(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Mapping[st
             axes.plot(row["auc"], height, "o", color=INK, markersize=5)
         _draw_published(axes, defined, published)
         axes.axvline(0.5, color=FAINT, linewidth=0.8, linestyle=":")
-        axes.set_yticks(range(len(rows)), [_fitting(row["label"]) for row in reversed(rows)])
+        axes.set_yticks(range(len(rows)), [_fitting(_label(row)) for row in reversed(rows)])
         axes.set_ylim(-0.7, len(rows) - 0.3)
         axes.set_xlabel("AUC, 95 % interval")
         axes.grid(axis="x", color="#e4e4e4", linewidth=0.6)
         axes.set_axisbelow(True)
         if published:
             figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8)
-        words = "; ".join(f"{row['label']} {_in_words(row)}" for row in rows)
+        words = "; ".join(f"{_label(row)} {_in_words(row)}" for row in rows)
         return _svg(figure, name, title, f"{title}: {words}.")
 
 
@@ -63,7 +65,7 @@ def _draw_published(
     style = {"color": ACCENT, "markerfacecolor": "none", "markersize": 5, "linestyle": "none"}
     for marker, (model, values) in zip(MARKERS, published.items()):
         aucs = values["auc"]
-        points = [(aucs[row["finding"]], height) for height, row in defined if row["finding"] in aucs]
+        points = [(aucs[row["finding"]], height) for height, row in defined if row.get("finding") in aucs]
         axes.plot(
             [auc for auc, _ in points],
             [height for _, height in points],
@@ -94,7 +96,7 @@ class Curves:
 
         Args:
             curve: of the finding, among `curves`.
-            row: of the finding, among `findings`, with its `label`.
+            row: of the finding, among `findings`.
             point: its operating point, or None.
             name: of the chart, unique in the page.
         """
@@ -107,7 +109,7 @@ class Curves:
         self.prevalence.set_ydata([row["prevalence"] or 0.0] * 2)
         for marker, found in zip(self.points, _positions(point)):
             marker.set_data(*([value] for value in found) if found else ((), ()))
-        title = f"{row['label']}: ROC and precision-recall curve"
+        title = f"{_label(row)}: ROC and precision-recall curve"
         with _styled(name):
             return _svg(self.figure, name, title, f"{title}, of {positives:,} positives and {negatives:,} negatives.")
 
@@ -179,6 +181,10 @@ def _unit(axes: Any, across: str, up: str) -> None:
     axes.set_aspect("equal")
     axes.set_xlabel(across)
     axes.set_ylabel(up)
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return row["label"] if "label" in row else label_of(row["finding"])
 
 
 def _fitting(label: str) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 from chestxray_vit.labels import LabelSet
+from chestxray_vit.reporting.published_aucs import is_nih
 from chestxray_vit.reporting.render.charts import Curves, Reliability, forest
-from chestxray_vit.reporting.render.tables import interval, shown, shown_p
+from chestxray_vit.reporting.render.tables import interval, label_of, shown, shown_p
 from chestxray_vit.reporting.render.text import notes, title_of
 from chestxray_vit.reporting.sections.auc_table import FEW, FEW_PATIENTS
 
@@ -42,6 +42,7 @@ def to_html(results: Results, pictures: Optional[Dict[str, str]] = None) -> str:
         .render(
             **results,
             title=title_of(label_set),
+            is_nih=is_nih(label_set) and not (results["provenance"] or {}).get("synthetic"),
             headline_notes=notes(results),
             few=FEW,
             few_patients=FEW_PATIENTS,
@@ -53,11 +54,6 @@ def to_html(results: Results, pictures: Optional[Dict[str, str]] = None) -> str:
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
-
-
-def label_of(finding: str) -> str:
-    """Return the name of a finding for readers."""
-    return finding.replace("_", " ")
 
 
 def percent(share: Optional[float], digits: int = 1) -> str:
@@ -88,8 +84,8 @@ def _environment() -> jinja2.Environment:
 
 def _figures(results: Results) -> Dict[str, Any]:
     """Return the SVGs by their place in the page."""
-    rows = [{**row, "label": label_of(row["finding"])} for row in results["findings"]]
-    macro = {**results["macro"], "finding": None, "label": f"macro over {results['macro']['num_findings']}"}
+    rows = results["findings"]
+    macro = {**results["macro"], "label": f"macro over {results['macro']['num_findings']}"}
     published = results["published"]["findings"]
     curves, reliability = Curves(), Reliability()
     return {

@@ -45,6 +45,11 @@ def markdown(text: str) -> str:
     return MARKDOWN.sub(lambda found: f"\\{found[0]}", text)
 
 
+def label_of(finding: str) -> str:
+    """Return the name of a finding for readers."""
+    return finding.replace("_", " ")
+
+
 def shown(number: Optional[float], form: str = ".3f") -> str:
     """Return a number for readers."""
     return "undefined" if number is None else format(number, form)

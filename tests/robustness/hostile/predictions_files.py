@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, List, Optional
 
 from chestxray_vit.labels import FINDINGS
-from chestxray_vit.reporting.summary import OUTPUTS
+from chestxray_vit.reporting.write import OUTPUTS
 from chestxray_vit.storage.atomic import sha256
 from tests.robustness.hostile import ACCEPT, NOTICE, REFUSE, Case, put
 

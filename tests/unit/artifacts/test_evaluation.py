@@ -40,7 +40,7 @@ def test_origin_tells_data_weights_and_training(known):
     assert content["data"]["split"]["leaked_patients"] == 0
     assert content["data"]["metadata_sha256"] == sha256(metadata)
     assert content["data"]["trained_on_sha256"] == "ab"
-    assert content["training"]["images an update"] == 128
+    assert content["training"]["global_batch_size"] == 128
     assert content["training"]["start"] == "vit"
     assert content["checkpoint"]["sha256"] == sha256(path.parent / "run" / "model.safetensors")
 
@@ -63,10 +63,20 @@ def test_origin_is_read_back_where_it_belongs(known, caplog):
     assert "evaluation.json is not of predictions.csv" in caplog.text
 
 
+def test_keys_of_0_5_0_are_read_by_todays_names(known):
+    path, content, _ = known
+    old = {("drawn" if name == "synthetic" else name): value for name, value in content.items()}
+    old["training"] = {"images an update": 128, "learning rate": 2e-4, "epochs": 3}
+    path.with_name(provenance.FILE).write_text(json.dumps(old))
+    found = provenance.read_provenance(path)
+    assert found is not None and found["synthetic"] is False and "drawn" not in found
+    assert found["training"] == {"global_batch_size": 128, "learning_rate": 2e-4, "epochs": 3}
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"drawn": "yes"},
+        {"synthetic": "yes"},
         {"data": []},
         {"versions": None},
         {"data": {"splits": {"train": 1}}},

@@ -1,25 +1,25 @@
 "use strict";
-// Sorts tables, moves the explorer's threshold, opens what is folded before printing. The page reads without it.
+// Sorts tables, updates the threshold explorer, and opens folded sections before printing. The page works without it.
 
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, place) => {
+  heads.forEach((head, index) => {
     head.querySelector("button").addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") === "ascending";
+      const isDescending = head.getAttribute("aria-sort") === "ascending";
       for (const other of heads) other.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const value = (row) => row.cells[place].dataset.value ?? row.cells[place].textContent.trim();
-      const rows = [...table.tBodies[0].rows].sort((a, b) => compare(value(a), value(b), down));
+      head.setAttribute("aria-sort", isDescending ? "descending" : "ascending");
+      const value = (row) => row.cells[index].dataset.value ?? row.cells[index].textContent.trim();
+      const rows = [...table.tBodies[0].rows].sort((a, b) => compare(value(a), value(b), isDescending));
       table.tBodies[0].append(...rows);
     });
   });
 }
 
-function compare(a, b, down) {
-  if (a === "" || b === "") return (a === "") - (b === "");  // undefined comes last, up and down
+function compare(a, b, isDescending) {
+  if (a === "" || b === "") return (a === "") - (b === "");  // undefined comes last in either order
   const numbers = [Number(a), Number(b)];
   const order = numbers.some(Number.isNaN) ? a.localeCompare(b) : numbers[0] - numbers[1];
-  return down ? -order : order;
+  return isDescending ? -order : order;
 }
 
 window.addEventListener("beforeprint", () => {
@@ -53,15 +53,15 @@ function update() {
   const finding = findings[field("finding").value];
   const { positives, negatives, thresholds } = finding;
   if (!thresholds.length) return;
-  const place = thresholds.length - 1 - Number(field("threshold").value);  // the slider's right end is the highest
-  const truePositives = finding.true_positives[place], falsePositives = finding.false_positives[place];
+  const index = thresholds.length - 1 - Number(field("threshold").value);  // the slider's right end is the highest
+  const truePositives = finding.true_positives[index], falsePositives = finding.false_positives[index];
   const falseNegatives = positives - truePositives, trueNegatives = negatives - falsePositives;
-  show("threshold", thresholds[place].toPrecision(4));
-  field("threshold").setAttribute("aria-valuetext", thresholds[place].toPrecision(4));
+  show("threshold", thresholds[index].toPrecision(4));
+  field("threshold").setAttribute("aria-valuetext", thresholds[index].toPrecision(4));
   show("tp", truePositives.toLocaleString("en")); show("fp", falsePositives.toLocaleString("en"));
   show("fn", falseNegatives.toLocaleString("en")); show("tn", trueNegatives.toLocaleString("en"));
   show("called", (truePositives + falsePositives).toLocaleString("en"));
-  show("spared", (falseNegatives + trueNegatives).toLocaleString("en"));
+  show("called-negative", (falseNegatives + trueNegatives).toLocaleString("en"));
   show("positives", positives.toLocaleString("en")); show("negatives", negatives.toLocaleString("en"));
   show("sensitivity", percent(truePositives, positives));
   show("specificity", percent(trueNegatives, negatives));

@@ -17,7 +17,7 @@ from chestxray_vit.labels import FINDINGS
 HOSTILE = '<img src=x onerror="document.title=1">&"\'</script><script>document.title=2</script>'
 
 
-def drawn(num_images, seed, name="{:08d}_000.png"):
+def random_predictions(num_images, seed, name="{:08d}_000.png"):
     random = np.random.default_rng(seed)
     patients = random.integers(0, num_images // 3, num_images) + 100_000 * seed
     targets_NL = (random.random((num_images, 14)) < np.linspace(0.05, 0.3, 14)).astype(int)
@@ -40,9 +40,9 @@ def folder(tmp_path_factory):
     """A report of hostile names, with validation predictions and a comparison."""
     folder = tmp_path_factory.mktemp("page") / "a<b>&c"
     folder.mkdir()
-    table = drawn(900, seed=1, name=HOSTILE.replace("{", "").replace("}", "") + "{:08d}.png")
+    table = random_predictions(900, seed=1, name=HOSTILE.replace("{", "").replace("}", "") + "{:08d}.png")
     write_predictions(folder / "predictions.csv", table)
-    write_predictions(folder / "predictions_validation.csv", drawn(600, seed=2))
+    write_predictions(folder / "predictions_validation.csv", random_predictions(600, seed=2))
     other = np.clip(table.scores_NL * 0.9 + 0.05 * np.random.default_rng(3).random(table.scores_NL.shape), 0, 1)
     write_predictions(folder / "<i>other.csv", _with_scores(table, other))
     compared = ["--compare", str(folder / "<i>other.csv")]
@@ -134,10 +134,10 @@ def test_same_input_gives_the_same_bytes(folder, tmp_path):
 
 
 def test_page_of_bare_predictions_says_what_it_lacks(tmp_path):
-    write_predictions(tmp_path / "p.csv", drawn(200, seed=4))
+    write_predictions(tmp_path / "p.csv", random_predictions(200, seed=4))
     assert report.main([str(tmp_path / "p.csv")]) == 0
     page = (tmp_path / "auc.html").read_text(encoding="utf-8")
-    assert "these predictions came without <code>evaluation.json</code>" in page
+    assert "because these predictions came without <code>evaluation.json</code>" in page
     assert 'id="points"' not in page and 'id="comparison"' not in page
 
 
@@ -169,7 +169,7 @@ def opened(browser, folder):
 
 @pytest.mark.browser
 def test_page_opens_without_complaint_or_request(opened):
-    assert opened.title() == "AUC report: 900 chest X-rays, 14 findings"
+    assert opened.title() == "AUC report: 14 findings of NIH ChestX-ray14, 900 chest X-rays"
     assert opened.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
@@ -201,19 +201,19 @@ def test_explorer_shows_what_the_predictions_imply(opened, folder, results):
     from chestxray_vit.artifacts.predictions import read_predictions
 
     table = read_predictions(folder / "predictions.csv")
-    place = FINDINGS.index("Effusion")
+    index = FINDINGS.index("Effusion")
     opened.select_option('#explorer [name="finding"]', label="Effusion")
-    point = results["operating_points"]["findings"][place]["points"]["youden"]
+    point = results["operating_points"]["findings"][index]["points"]["youden"]
     assert shown(opened, "tp") == str(point["true_positives"])
     assert shown(opened, "sensitivity") == f"{100 * point['sensitivity']['value']:.1f} %"
     opened.locator('#explorer [name="threshold"]').focus()
     seen = set()
     for key in ("Home", "ArrowRight", "ArrowRight", "PageUp", "End", "ArrowLeft"):
         opened.keyboard.press(key)
-        curve = results["curves"][place]
+        curve = results["curves"][index]
         value = int(opened.locator('#explorer [name="threshold"]').input_value())
         threshold = curve["thresholds"][len(curve["thresholds"]) - 1 - value]
-        called, targets = table.scores_NL[:, place] >= threshold, table.targets_NL[:, place] == 1
+        called, targets = table.scores_NL[:, index] >= threshold, table.targets_NL[:, index] == 1
         counts = [(called & targets).sum(), (called & ~targets).sum(), (~called & targets).sum()]
         assert [shown(opened, name) for name in ("tp", "fp", "fn")] == [str(count) for count in counts]
         assert shown(opened, "specificity") == f"{100 * (~called & ~targets).sum() / (~targets).sum():.1f} %"
