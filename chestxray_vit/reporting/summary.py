@@ -5,8 +5,9 @@ the report is of: chosen on the same images, it would be too optimistic."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence, Union
 
 from chestxray_vit import __version__
 from chestxray_vit.artifacts.evaluation import Source
@@ -56,18 +57,18 @@ class Options:
     prevalence: Optional[float] = None
 
 
-def build_report(inputs: ReportInputs, options: Options = Options()) -> Dict[str, Any]:
+def build_report(inputs: Union[ReportInputs, Predictions], options: Options = Options()) -> Dict[str, Any]:
     """Return the numbers of an evaluation: the content of auc.json, None where undefined.
+
+    Args:
+        inputs: what the report is made from; predictions alone are enough.
+        options: the reader's.
 
     Raises:
         InputError: the predictions differ in labels, or the two runs in images, targets or patients.
     """
-    predictions = findings_only(inputs.predictions)
-    validation, other = inputs.validation, inputs.compare_with
-    if validation is not None:
-        validation = with_columns_of(predictions, validation, "the validation predictions")
-    if other is not None:
-        other = with_columns_of(predictions, other, "the predictions to compare with")
+    inputs = _aligned(ReportInputs(inputs) if isinstance(inputs, Predictions) else inputs)
+    predictions, validation, other = inputs.predictions, inputs.validation, inputs.compare_with
     is_synthetic = inputs.provenance is not None and bool(inputs.provenance["synthetic"])
     operating_points = None if validation is None else operating_table(predictions, validation, options.prevalence)
     label_set = label_set_of(predictions)
@@ -94,6 +95,16 @@ def build_report(inputs: ReportInputs, options: Options = Options()) -> Dict[str
         "curves": curves(predictions, operating_points),
         "provenance": inputs.provenance,
     }
+
+
+def _aligned(inputs: ReportInputs) -> ReportInputs:
+    """Return inputs whose predictions all have the columns of the findings, in one order."""
+    predictions, validation, other = findings_only(inputs.predictions), inputs.validation, inputs.compare_with
+    if validation is not None:
+        validation = with_columns_of(predictions, validation, "the validation predictions")
+    if other is not None:
+        other = with_columns_of(predictions, other, "the predictions to compare with")
+    return dataclasses.replace(inputs, predictions=predictions, validation=validation, compare_with=other)
 
 
 def _validation(predictions: Predictions, validation: Predictions) -> Dict[str, int]:

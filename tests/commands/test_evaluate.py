@@ -99,7 +99,7 @@ def test_report_is_that_of_the_predictions(run, synthetic_dataset, tmp_path, cap
     macro = json.loads((tmp_path / "auc.json").read_text())["macro"]
     line = next(line for line in printed.splitlines() if line.startswith("macro"))
     assert f"{macro['auc']:.3f}" in line
-    assert "Drawn X-rays" in printed  # and no published value beside a phantom's
+    assert "Synthetic X-rays" in printed  # and no published value beside theirs
     assert "Wang" not in printed
 
 
@@ -112,7 +112,7 @@ def test_report_makes_the_same_page_of_what_evaluate_left(run, synthetic_dataset
     assert "<img" not in page  # images are patients' data
     assert str(synthetic_dataset) not in page and str(tmp_path) not in page
     counts = json.loads((synthetic_dataset / "images" / "ingest_report.json").read_text())
-    assert f"{counts['num_rows']:,} rows came in" in page
+    assert f"Of {counts['num_rows']:,} rows of the release" in page
     where = ["--dataset_dir", str(synthetic_dataset), "--output_dir", str(tmp_path / "c"), "--thumbnails", "true"]
     assert evaluate.main([str(run), *where]) == 0
     assert (tmp_path / "c" / "auc.html").read_text().count('<img src="data:image/jpeg') > 14

@@ -31,12 +31,13 @@ OUTPUTS: Dict[str, Tuple[str, ...]] = {
     "evaluate": tuple(
         f"scored/{name}"
         for name in (
-            "predictions.csv predictions_validation.csv evaluation.json auc.json auc.csv auc.md auc.html "
-            "operating_points.csv subgroups.csv"
+            "predictions.csv predictions_validation.csv evaluation.json auc.json auc.schema.json auc.csv auc.md "
+            "auc.html operating_points.csv subgroups.csv"
         ).split()
     ),
     "report": tuple(
-        f"predictions/{name}" for name in "auc.json auc.csv auc.md auc.html operating_points.csv subgroups.csv".split()
+        f"predictions/{name}"
+        for name in "auc.json auc.schema.json auc.csv auc.md auc.html operating_points.csv subgroups.csv".split()
     ),
     "plan": (),
 }
