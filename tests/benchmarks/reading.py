@@ -120,13 +120,24 @@ def cached_read(scratch: Path, num_rows: int) -> List[Result]:
     }
     assert isinstance(cached, CachedXrays)
     seconds = interleave(ways, rounds)
-    png = few * BATCH / seconds["png"]
+    on_the_fly = few * BATCH / seconds["png"]
     results = []
     for name, least, limit_is in (("uint8", 2000, "RAM gather"), ("normalised", 350, "RAM gather as float32")):
         work = f"second epoch's read, batches of {BATCH}, {name} ({source})"
         rate, limit = (many * BATCH / seconds[way] for way in (name, f"{name} limit"))
         results.append(
-            Result("cached_read", work, "images/s", rate, png, "PNG on the fly by Pillow", least, None, limit, limit_is)
+            Result(
+                "cached_read",
+                work,
+                "images/s",
+                rate,
+                on_the_fly,
+                "PNG on the fly by Pillow",
+                least,
+                None,
+                limit,
+                limit_is,
+            )
         )
     return results
 
