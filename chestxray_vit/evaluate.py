@@ -72,7 +72,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if not own.dataset_dir:
         raise InputError("--dataset_dir is missing: name the ingested folder.")
     words = ["python", "-m", "chestxray_vit.evaluate", *(sys.argv[1:] if argv is None else argv)]
-    evaluate(run_dir, own, ipu_flags, given, words)
+    from chestxray_vit.models.checkpoint import quiet_transformers
+
+    with quiet_transformers():
+        evaluate(run_dir, own, ipu_flags, given, words)
     return 0
 
 

@@ -17,7 +17,7 @@ from typing import Optional, Sequence, Tuple
 
 from chestxray_vit.entry_point import cli_main
 from chestxray_vit.errors import InputError
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline import ipu_config
 from chestxray_vit.pipeline.pipeline_config import PipelineConfig
@@ -116,9 +116,9 @@ def _shape(args: argparse.Namespace) -> ViTSize:
         raise InputError(
             f"{args.model_name_or_path}: the architecture is {config.model_type!r}, expected a ViT ('vit')."
         )
-    shape = ViTSize.of(config)
-    ours = config.problem_type == "multi_label_classification"  # any other gets a new head
-    return shape if ours else replace(shape, num_labels=len(FINDINGS))
+    size = ViTSize.of(config)
+    is_run = config.problem_type == NIH_CHESTXRAY14.problem_type  # any other checkpoint gets a new head
+    return size if is_run else replace(size, num_labels=len(NIH_CHESTXRAY14))
 
 
 def _balanced(config: PipelineConfig, shape: ViTSize, num_stages: int, as_json: bool) -> str:

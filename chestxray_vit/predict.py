@@ -2,8 +2,8 @@
 
     python -m chestxray_vit.predict run IMAGE_OR_FOLDER... --output scores.csv
 
-Where `evaluate` has left thresholds.json in the run, the findings called positive stand beside the scores. An image
-that cannot be read is named and left out, and the exit code is then 1: no score is made up for it."""
+Where `evaluate` has written thresholds.json into the run, the findings called positive are listed beside the scores. An
+image that cannot be read is named and left out, and the exit code is then 1; it gets no score."""
 
 from __future__ import annotations
 
@@ -13,27 +13,25 @@ import io
 import logging
 import sys
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Optional, Sequence
 
 from chestxray_vit.artifacts.thresholds import FILE as THRESHOLDS
 from chestxray_vit.artifacts.thresholds import read_thresholds
 from chestxray_vit.entry_point import cli_main
-from chestxray_vit.errors import InputError, explain_out_of_memory
+from chestxray_vit.errors import InputError
 from chestxray_vit.images.files import find_images
-from chestxray_vit.labels import FINDINGS, SEPARATOR
+from chestxray_vit.labels import SEPARATOR
 from chestxray_vit.metrics.operating_points import RULE_NAMES, RULES, Table, decide
 from chestxray_vit.storage.atomic import write_text
 
 logger = logging.getLogger(__name__)
 
-BATCH = 32
-
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line of this stage."""
+    """Return the command line of this command."""
     result = argparse.ArgumentParser(
         prog="python -m chestxray_vit.predict",
-        description="Score chest X-rays for 14 findings with a trained run. Research use only.",
+        description="Score chest X-rays for the findings of a trained run. Research use only.",
         epilog="example: python -m chestxray_vit.predict run xray.png more_xrays/ --output scores.csv",
         allow_abbrev=False,
     )
@@ -56,23 +54,21 @@ def parser() -> argparse.ArgumentParser:
 
 @cli_main
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the stage."""
+    """Run the command."""
     args = parser().parse_args(argv)
     paths = find_images(args.images)
     _check_output(args.output, paths)
     thresholds = _thresholds(Path(args.run), args.rule)
 
-    from chestxray_vit.models import vit as model  # only here: they load torch
-    from chestxray_vit.training.engines import choose as backend
+    from chestxray_vit.models.inference import open_run, score_images  # only here: it loads torch
 
-    device = backend.pick_device(args.device, with_ipu=False)
-    vit, processor = model.load_model(args.run)
-    unreadable: List[str] = []
-    table = io.StringIO()
+    run, table = open_run(args.run, args.device), io.StringIO()
+    unreadable: Dict[Path, str] = {}
+    findings = run.label_set.findings
     writer = csv.writer(table, lineterminator="\n")
     called = [] if thresholds is None else [f"called_positive_{args.rule}"]
-    writer.writerow(["file_name", *(f"score_{finding}" for finding in FINDINGS), *called])
-    for path, scores_L in score(vit, processor, paths, device, unreadable):
+    writer.writerow(["file_name", *(f"score_{finding}" for finding in findings), *called])
+    for path, scores_L in score_images(run, paths, unreadable):
         shown_L = scores_L if args.output else [f"{value:.4f}" for value in scores_L]
         decided = [] if thresholds is None else [SEPARATOR.join(decide(scores_L, thresholds, args.rule))]
         name = path.as_posix().encode("utf-8", "backslashreplace").decode()  # a name may hold bytes of no text
@@ -82,7 +78,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"wrote {args.output}: {len(paths) - len(unreadable):,} images")
     else:
         print(table.getvalue(), end="")
-    for problem in unreadable:
+    for problem in unreadable.values():
         print(f"error: {problem}", file=sys.stderr)
     if unreadable:
         print(f"error: {len(unreadable):,} of {len(paths):,} images have no score", file=sys.stderr)
@@ -118,38 +114,6 @@ def _thresholds(run_dir: Path, rule_name: str) -> Optional[Table]:
     if undecided:
         logger.warning("never called, since they have no such threshold: %s", ", ".join(undecided))
     return thresholds.table
-
-
-def score(
-    vit, processor, paths: Sequence[Path], device: str, unreadable: List[str]
-) -> Iterator[Tuple[Path, List[float]]]:
-    """Yield the path and the 14 probabilities of each image, in order; add to `unreadable` what has none."""
-    import torch
-    from tqdm import tqdm
-
-    from chestxray_vit.artifacts.predictions import probabilities
-    from chestxray_vit.images.decode import read_grey
-    from chestxray_vit.images.preprocess import Preprocess
-
-    preprocess = Preprocess(processor)
-    vit = vit.to(device).eval()
-    progress = tqdm(total=len(paths), desc="score", unit="image", delay=2, leave=False)
-    for start in range(0, len(paths), BATCH):
-        readable, pixels = [], []
-        for path in paths[start : start + BATCH]:
-            try:
-                pixels.append(preprocess.pixels(read_grey(path)))
-                readable.append(path)
-            except InputError as error:
-                unreadable.append(str(error))
-        if pixels:
-            with explain_out_of_memory(
-                len(pixels), "end other programs, or score on another machine"
-            ), torch.inference_mode():
-                logits_BL = vit(pixel_values=torch.stack(pixels).to(device)).logits.float().cpu().numpy()
-            yield from zip(readable, probabilities(logits_BL[:, : len(FINDINGS)]).tolist())
-        progress.update(len(paths[start : start + BATCH]))
-    progress.close()
 
 
 if __name__ == "__main__":

@@ -138,7 +138,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         argv,
     )
     _check(own, ipu_flags, given)
-    with _claim(given["output_dir"]):
+    from chestxray_vit.models.checkpoint import quiet_transformers
+
+    with _claim(given["output_dir"]), quiet_transformers():
         train(own, ipu_flags, given)
     return 0
 
@@ -287,17 +289,17 @@ def _size_names() -> List[str]:
 
 def _build(own: TrainFlags, resume: Optional[str], num_labels: int):
     """Return the model and its processor: from the checkpoint to go on with, from scratch, or from a ViT."""
-    from chestxray_vit.labels import FINDINGS, label_names
+    from chestxray_vit.labels import FINDINGS, LabelSet, label_names
     from chestxray_vit.models import vit as model
     from chestxray_vit.models.vit_size import ViTSize
 
-    labels = label_names(include_no_finding=num_labels > len(FINDINGS))
+    label_set = LabelSet.of_names(label_names(include_no_finding=num_labels > len(FINDINGS)))
     if resume:
         return model.load_model(resume)
     if own.from_scratch:
         sizes = {name: getattr(own, name) for name in _size_names() if getattr(own, name) is not None}
-        return model.build_from_scratch(ViTSize(**sizes), labels)
-    return model.build_model(own.model_name_or_path, labels)
+        return model.build_from_scratch(ViTSize(**sizes), label_set)
+    return model.build_model(own.model_name_or_path, label_set)
 
 
 def _ipu_config(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any], device: str):

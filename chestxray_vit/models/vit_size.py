@@ -1,4 +1,4 @@
-"""The shape of a ViT, and what follows from it on paper: parameters, FLOPs, and what a layer keeps to learn.
+"""The size of a ViT, and what follows from it on paper: parameters, FLOPs, and what a layer keeps to learn.
 
 T tokens, d hidden_size, f intermediate_size. Parameters are those of `ViTForImageClassification`, to the last one."""
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass, fields
 from typing import Any, List, Sequence
 
 from chestxray_vit.errors import InputError
+from chestxray_vit.labels import NIH_CHESTXRAY14
 
 
 @dataclass(frozen=True)
 class ViTSize:
-    """What the plan needs to know of a ViT, under ViTConfig's names; the defaults are ViT-B/16's with 14 findings."""
+    """The sizes of a ViT under ViTConfig's names; the defaults are ViT-B/16's, with NIH's findings."""
 
     image_size: int = 224
     patch_size: int = 16
@@ -21,7 +22,7 @@ class ViTSize:
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
-    num_labels: int = 14
+    num_labels: int = len(NIH_CHESTXRAY14)
     qkv_bias: bool = True
 
     def __post_init__(self):
@@ -37,7 +38,7 @@ class ViTSize:
 
     @classmethod
     def of(cls, config: Any) -> ViTSize:
-        """Return the shape of a ViTConfig, or of anything with its attributes."""
+        """Return the size of a ViTConfig, or of anything with its attributes."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
     @property

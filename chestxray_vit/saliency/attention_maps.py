@@ -15,7 +15,7 @@ import torch
 
 from chestxray_vit.artifacts.predictions import probabilities
 from chestxray_vit.errors import InputError
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.models.label_config import label_set_of
 from chestxray_vit.saliency.localisation import METHODS
 
 BATCH = 4  # maps at a time, where many are made: every layer's attention and its gradient are held
@@ -62,14 +62,14 @@ def gradient_weighted(attentions: Sequence[torch.Tensor], gradients: Sequence[to
 
 
 def heat_maps(
-    vit: Any, pixel_values_B3HW: torch.Tensor, finding_places_B: Sequence[int], method: str = "gradient"
+    vit: Any, pixel_values_B3HW: torch.Tensor, finding_indices_B: Sequence[int], method: str = "gradient"
 ) -> torch.Tensor:
     """Return a heat map of each image's patches, for one finding each.
 
     Args:
         vit: a `ViTForImageClassification`; its mode and its kind of attention are put back.
         pixel_values_B3HW: normalised, on the model's device.
-        finding_places_B: the output that each map is for. Rollout has one map for all of them.
+        finding_indices_B: the output that each map is for. Rollout has one map for all of them.
         method: `gradient` or `rollout`.
 
     Returns:
@@ -93,30 +93,31 @@ def heat_maps(
         else:
             rows = torch.arange(len(pixels), device=pixels.device)
             # the logit, not the probability: a sigmoid near 1 has no gradient left; images do not mix in the sum
-            score = output.logits[rows, torch.as_tensor(finding_places_B, device=pixels.device)].sum()
+            score = output.logits[rows, torch.as_tensor(finding_indices_B, device=pixels.device)].sum()
             gradients = torch.autograd.grad(score, attentions)
             tokens_BT = gradient_weighted([attention.detach() for attention in attentions], gradients)
     return tokens_BT[:, 1:].reshape(-1, *grid).float()
 
 
 def maps_of_image(
-    vit: Any, pixels_3HW: torch.Tensor, finding_places: Optional[Sequence[int]], method: str = "gradient"
+    vit: Any, pixels_3HW: torch.Tensor, finding_indices: Optional[Sequence[int]], method: str = "gradient"
 ) -> Iterator[Tuple[int, float, np.ndarray]]:
-    """Yield the finding's place, its score and its (h, w) map of one image, for each finding asked for.
+    """Yield the finding's index, its score and its (h, w) map of one image, for each finding asked for.
 
     Args:
         vit, method: as `heat_maps`; the model is in evaluation.
         pixels_3HW: normalised, on the model's device.
-        finding_places: None for the finding of the highest score.
+        finding_indices: None for the finding of the highest score.
     """
+    num_findings = len(label_set_of(vit.config).findings)
     with torch.inference_mode():
-        logits_1L = vit(pixel_values=pixels_3HW[None]).logits.float().cpu().numpy()[:, : len(FINDINGS)]
+        logits_1L = vit(pixel_values=pixels_3HW[None]).logits.float().cpu().numpy()[:, :num_findings]
     scores_L = probabilities(logits_1L)[0].tolist()
-    places = [int(logits_1L[0].argmax())] if finding_places is None else list(finding_places)
-    for start in range(0, len(places), BATCH):
-        some = places[start : start + BATCH]
+    indices = [int(logits_1L[0].argmax())] if finding_indices is None else list(finding_indices)
+    for start in range(0, len(indices), BATCH):
+        some = indices[start : start + BATCH]
         maps_Bhw = heat_maps(vit, pixels_3HW.expand(len(some), -1, -1, -1), some, method).cpu().numpy()
-        yield from ((place, scores_L[place], map_hw) for place, map_hw in zip(some, maps_Bhw))
+        yield from ((index, scores_L[index], map_hw) for index, map_hw in zip(some, maps_Bhw))
 
 
 def _grid(config: Any, pixel_values_B3HW: torch.Tensor) -> Tuple[int, int]:

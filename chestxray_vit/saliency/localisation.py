@@ -21,6 +21,7 @@ from chestxray_vit.storage.atomic import PathLike
 from chestxray_vit.storage.json_files import read_json
 from chestxray_vit.storage.json_schema import conforms, list_of, object_of
 
+FILE = "localisation.json"
 SIDE = 1024  # NIH's images
 TOLERANCES = (0, 15)  # pixels; the first is the box itself, 15 is that of Zhang et al.
 THRESHOLDS = (0.25, 0.5, 0.75)  # of a map's maximum
@@ -40,7 +41,7 @@ UNIT = (
     "Wilson, by image: patients with several images make them too narrow"
 )
 CAUTION = "Research use only. A heat map shows where a model looked, not why."
-DRAWN = "Drawn X-rays: these numbers say nothing of patients."
+SYNTHETIC = "Synthetic X-rays: these numbers say nothing about patients."
 
 REMEDY = "Give a localisation.json as `python -m chestxray_vit.explain RUN --boxes` writes it."
 NUMBER, STRING, INTEGER = {"type": ["number", "null"]}, {"type": "string"}, {"type": "integer"}
@@ -97,9 +98,9 @@ def upsample(map_hw: np.ndarray, height: int = SIDE, width: int = SIDE) -> np.nd
     Differences are added to the lower neighbour, so that what is level stays so to the last bit: its ties count.
     """
     for axis, (size, side) in enumerate(zip(map_hw.shape, (height, width))):
-        place_S = np.clip((np.arange(side) + 0.5) * size / side - 0.5, 0, size - 1)
-        lower_S = np.minimum(place_S.astype(int), max(size - 2, 0))
-        part_S = (place_S - lower_S).reshape((-1, 1) if axis == 0 else (1, -1))
+        position_S = np.clip((np.arange(side) + 0.5) * size / side - 0.5, 0, size - 1)
+        lower_S = np.minimum(position_S.astype(int), max(size - 2, 0))
+        part_S = (position_S - lower_S).reshape((-1, 1) if axis == 0 else (1, -1))
         low = np.take(map_hw, lower_S, axis=axis).astype(np.float64)
         high = np.take(map_hw, np.minimum(lower_S + 1, size - 1), axis=axis)
         map_hw = np.where(part_S == 1, high, low + part_S * (high - low))
@@ -155,15 +156,15 @@ def _iou(one_SS: np.ndarray, other_SS: np.ndarray) -> float:
 
 
 def localisation_report(
-    cases: Sequence[Case], findings: Sequence[str], method: str, drawn: bool = False
+    cases: Sequence[Case], findings: Sequence[str], method: str, synthetic: bool = False
 ) -> Dict[str, Any]:
     """Return the shares by finding and over all cases, as JSON's types; None where there is no case.
 
     Args:
         cases: each image and finding once.
-        findings: that get a row, in order.
+        findings: names that get a row, in order.
         method: `gradient` or `rollout`.
-        drawn: the images are a phantom's.
+        synthetic: whether the images are synthetic.
     """
     return {
         "method": METHODS[method],
@@ -171,7 +172,7 @@ def localisation_report(
         "iou": IOU,
         "chance": CHANCE,
         "unit": UNIT,
-        "caution": f"{CAUTION} {DRAWN}" if drawn else CAUTION,
+        "caution": f"{CAUTION} {SYNTHETIC}" if synthetic else CAUTION,
         "tolerances": list(TOLERANCES),
         "thresholds": list(THRESHOLDS),
         "at_least": list(AT_LEAST),
@@ -189,26 +190,26 @@ def _row(name: str, cases: Sequence[Case]) -> Dict[str, Any]:
         "num_images": len({case.file_name for case in cases}),
         "num_patients": len({case.patient_id for case in cases}),
         "num_flat_maps": sum(score.is_flat for score in scores),
-        "pointing_game": [_pointing(scores, place) for place in range(len(TOLERANCES))],
+        "pointing_game": [_pointing(scores, index) for index in range(len(TOLERANCES))],
         "iou": [
-            {"threshold": threshold, **_overlap([score.ious[place] for score in scores])}
-            for place, threshold in enumerate(THRESHOLDS)
+            {"threshold": threshold, **_overlap([score.ious[index] for score in scores])}
+            for index, threshold in enumerate(THRESHOLDS)
         ],
         "iou_whole_image": _overlap([score.iou_whole for score in scores]),
     }
 
 
-def _pointing(scores: Sequence[MapScore], place: int) -> Dict[str, Optional[float]]:
-    hits = math.fsum(score.hits[place] for score in scores)
+def _pointing(scores: Sequence[MapScore], index: int) -> Dict[str, Optional[float]]:
+    hits = math.fsum(score.hits[index] for score in scores)
     low, high = wilson(hits, len(scores)) if scores else (None, None)
     return {
-        "tolerance": TOLERANCES[place],
+        "tolerance": TOLERANCES[index],
         "hits": hits,
-        "share": _mean([score.hits[place] for score in scores]),
+        "share": _mean([score.hits[index] for score in scores]),
         "low": low,
         "high": high,
-        "random_point": _mean([score.random[place] for score in scores]),
-        "central_point": _mean([score.central[place] for score in scores]),
+        "random_point": _mean([score.random[index] for score in scores]),
+        "central_point": _mean([score.central[index] for score in scores]),
     }
 
 

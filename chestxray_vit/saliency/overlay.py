@@ -32,8 +32,8 @@ def overlay(image: Image.Image, map_hw: np.ndarray, finding: str, score: float, 
     colours[:, 3] = np.linspace(0, 0.6, 256)
     figure, axes, bar = _laid_out(width, height)
     axes.imshow(image.resize((width, height), Image.Resampling.BILINEAR), cmap="gray", vmin=0, vmax=255)
-    drawn = axes.imshow(share_HW, cmap=ListedColormap(colours), vmin=lowest, vmax=1)
-    figure.colorbar(drawn, cax=bar, label="share of the map's maximum")
+    heat = axes.imshow(share_HW, cmap=ListedColormap(colours), vmin=lowest, vmax=1)
+    figure.colorbar(heat, cax=bar, label="share of the map's maximum")
     title, full_height = f"{finding}: score {score:.3f}\n{TITLES[method]}", figure.bbox.height
     figure.text(0.02, 1 - 10 / full_height, title, va="top", fontsize=13)
     figure.text(0.02, 8 / full_height, CAUTION, fontsize=8, color="0.4")
@@ -49,7 +49,7 @@ def _laid_out(width: int, height: int) -> Tuple[Any, Any, Any]:
 
     full = np.array([max(width, 400) + 130, max(height, 300) + 100])
     left, bottom = (full - (120, 30) - (width, height)) / 2
-    figure = Figure(figsize=full / 100, dpi=100)
+    figure = Figure(figsize=(full[0] / 100, full[1] / 100), dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((np.array([left, bottom, width, height]) / (*full, *full)).tolist())
     axes.set_axis_off()

@@ -15,7 +15,7 @@ from chestxray_vit import evaluate, ingest, predict, report
 from chestxray_vit.artifacts import predictions, thresholds
 from chestxray_vit.data import dataset as xrays
 from chestxray_vit.images.preprocess import Preprocess
-from chestxray_vit.labels import FINDINGS, label_names
+from chestxray_vit.labels import FINDINGS, NIH_CHESTXRAY14
 from chestxray_vit.models import vit as model
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.reporting.write import OUTPUTS
@@ -27,10 +27,10 @@ TINY = ViTSize(
 )
 
 
-def saved_model(folder, labels=FINDINGS):
+def saved_model(folder, label_set=NIH_CHESTXRAY14):
     """Save a ViT whose head is drawn wide, so that its scores are far apart."""
     torch.manual_seed(3)
-    vit, processor = model.build_from_scratch(TINY, labels)
+    vit, processor = model.build_from_scratch(TINY, label_set)
     torch.nn.init.normal_(vit.classifier.weight, std=0.5)
     vit.save_pretrained(folder, safe_serialization=True)
     processor.save_pretrained(folder)
@@ -187,7 +187,7 @@ def test_default_output_is_the_splits_folder_in_the_run(run, synthetic_dataset, 
 
 def test_fifteenth_label_never_enters_the_table(mini_release, tmp_path):
     assert ingest.main([str(mini_release), "--include_no_finding"]) == 0
-    run = saved_model(tmp_path / "run", label_names(include_no_finding=True))
+    run = saved_model(tmp_path / "run", NIH_CHESTXRAY14.with_negative_column())
     assert evaluate.main([str(run), "--dataset_dir", str(mini_release)]) == 0
     header = (run / "test" / "predictions.csv").read_text().splitlines()[0]
     assert header.count("score_") == 14

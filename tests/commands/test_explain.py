@@ -21,7 +21,8 @@ from chestxray_vit.images.preprocess import Preprocess
 from chestxray_vit.labels import FINDINGS
 from chestxray_vit.models import vit as model
 from chestxray_vit.saliency import attention_maps as attention
-from chestxray_vit.saliency import localisation
+from chestxray_vit.saliency import localisation, write_overlays
+from chestxray_vit.saliency.overlay import overlay
 from chestxray_vit.storage.lock import folder_lock
 from tests.conftest import write_release
 from tests.unit.saliency.test_attention_maps import known_vit
@@ -132,7 +133,7 @@ def test_title_tells_finding_score_and_method(run, tmp_path, monkeypatch):
 def test_xray_keeps_its_aspect(width, height):
     map_hw = np.zeros((4, 4))
     map_hw[BRIGHT_AT] = 1.0
-    path = io.BytesIO(explain.overlay(xray(width, height), map_hw, "Mass", 0.5, "gradient"))
+    path = io.BytesIO(overlay(xray(width, height), map_hw, "Mass", 0.5, "gradient"))
     scale = 768 / max(width, height)
     part = xray_part(path, round(width * scale), round(height * scale))
     assert colour_at(part, BRIGHT_AT) > 50
@@ -143,8 +144,8 @@ def test_xray_keeps_its_aspect(width, height):
 
 @pytest.mark.parametrize("level", [0.0, 0.3])
 def test_flat_map_is_drawn(level):
-    drawn = explain.overlay(xray(), np.full((4, 4), level), "Mass", 0.5, "gradient")
-    part = xray_part(io.BytesIO(drawn), 768, 768)
+    png = overlay(xray(), np.full((4, 4), level), "Mass", 0.5, "gradient")
+    part = xray_part(io.BytesIO(png), 768, 768)
     assert (colour_at(part, (0, 0)) > 100) == (level > 0)  # no warmth at all, or the warmest everywhere
 
 
@@ -161,7 +162,8 @@ def test_same_stems_and_the_same_file_twice(run, tmp_path):
 
 
 def test_names_differ_even_where_case_does_not_count(tmp_path):
-    names = explain.overlay_names([tmp_path / name for name in ("x/a.png", "a_2.png", "y/A.png", "z/a.png", "a_2.jpg")])
+    paths = [tmp_path / name for name in ("x/a.png", "a_2.png", "y/A.png", "z/a.png", "a_2.jpg")]
+    names = write_overlays.overlay_stems(paths)
     assert names == ["a", "a_2", "A_3", "a_4", "a_2_2"]
 
 
@@ -336,12 +338,12 @@ def test_unreadable_boxed_image_is_named_and_counted(run, dataset, tmp_path, cap
     assert "no boxed image can be read" in refusal(capsys, run, "--boxes", only, "--dataset_dir", dataset)
 
 
-def test_phantoms_are_told(run, synthetic_dataset, tmp_path, capsys):
+def test_synthetic_images_are_named(run, synthetic_dataset, tmp_path, capsys):
     name = xrays.load_xrays(synthetic_dataset, "test")["file_name"][0]
     boxes = write_boxes(tmp_path / "b.csv", f"{name},Mass,{ON_DARK}")
     arguments = ["--boxes", boxes, "--dataset_dir", synthetic_dataset, "--output_dir", tmp_path]
     assert explained(run, *arguments) == 0
-    assert localisation.DRAWN in " ".join(capsys.readouterr().out.split())
+    assert localisation.SYNTHETIC in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("method", attention.METHODS)

@@ -21,6 +21,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from chestxray_vit import evaluate, train
 from chestxray_vit.artifacts.predictions import read_predictions
 from chestxray_vit.data import dataset as xrays
+from chestxray_vit.models.device import pick_device
 from chestxray_vit.models.vit import build_from_scratch, load_model
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline import ipu_config
@@ -367,7 +368,7 @@ def test_ipus_that_are_not_there_or_not_free_are_told_apart(synthetic_dataset, p
 
 def test_auto_takes_the_ipu_where_there_is_one(poptorch, caplog):
     assert backend.pick_device("auto") == "ipu"
-    assert backend.pick_device("auto", with_ipu=False) == "cpu"
+    assert pick_device("auto") == "cpu"
     poptorch.hardware.present = 0
     assert backend.pick_device("auto") == "cpu"
     assert "no IPU: no IPU is there" in caplog.text

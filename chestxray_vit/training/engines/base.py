@@ -23,7 +23,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from chestxray_vit.errors import InputError
-from chestxray_vit.models.vit import labels_of, load_model
+from chestxray_vit.models.label_config import label_set_of
+from chestxray_vit.models.vit import load_model
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +75,9 @@ class Restoring:
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             saved, _ = load_model(folder)
-        if labels_of(saved.config) != labels_of(model.config):
-            raise InputError(
-                f"{folder}: a checkpoint for {labels_of(saved.config)}, expected {labels_of(model.config)}."
-            )
+        found, expected = label_set_of(saved.config), label_set_of(model.config)
+        if found != expected:
+            raise InputError(f"{folder}: a checkpoint for {list(found.names)}, expected {list(expected.names)}.")
         try:
             model.load_state_dict(saved.state_dict(), strict=True)
         except RuntimeError as error:

@@ -27,6 +27,7 @@ from chestxray_vit.data.dataset import collate
 from chestxray_vit.errors import InputError
 from chestxray_vit.images.preprocess import GreyToPixelValues
 from chestxray_vit.metrics.roc_auc import compute_metrics
+from chestxray_vit.models.device import pick_device as pick_torch_device
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline import ipu_config
 from chestxray_vit.pipeline.pipeline_config import PipelineConfig
@@ -90,20 +91,16 @@ def recipe() -> Dict[str, Any]:
     return {name: value for name, value in defaults.items() if name in FIELDS}
 
 
-def pick_device(device: str, with_ipu: bool = True) -> str:
+def pick_device(device: str) -> str:
     """Return `ipu`, `cuda` or `cpu` for `auto`, and refuse what is not there."""
-    if device == "ipu" or (device == "auto" and with_ipu and _is_installed("poptorch")):
+    if device == "ipu" or (device == "auto" and _is_installed("poptorch")):
         problem = _without_ipus()
         if problem is None:
             return "ipu"
         if device == "ipu":
             raise InputError(f"--device ipu: {problem}")
         logger.warning("no IPU: %s", problem)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: no CUDA device is visible to torch. Use --device cpu, or check nvidia-smi.")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+    return pick_torch_device(device)
 
 
 def _is_installed(package: str) -> bool:

@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 from transformers import ViTConfig, ViTForImageClassification
 
 from chestxray_vit.errors import InputError
-from chestxray_vit.labels import FINDINGS, label_names
+from chestxray_vit.labels import FINDINGS, NIH_CHESTXRAY14
 from chestxray_vit.models import vit as model
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.saliency import attention_maps as attention
@@ -339,7 +339,7 @@ def test_fifteenth_output_is_never_the_finding_of_the_highest_score():
         intermediate_size=16,
         num_labels=15,
     )
-    vit, _ = model.build_from_scratch(shape, label_names(include_no_finding=True))
+    vit, _ = model.build_from_scratch(shape, NIH_CHESTXRAY14.with_negative_column())
     torch.nn.init.constant_(vit.classifier.bias[14:], 9.0)
     [(place, _, _)] = attention.maps_of_image(vit.eval(), torch.zeros(3, 32, 32), None)
     assert place < 14

@@ -221,19 +221,21 @@ def test_interval_is_wilsons(hits, total):
 
 
 def test_texts_tell_method_chance_and_use():
-    results = localisation_report(CASES, ["Mass", "Effusion"], "rollout", drawn=True)
+    results = localisation_report(CASES, ["Mass", "Effusion"], "rollout", synthetic=True)
     text = to_text(results)
     assert "of no single finding" in text
     assert "Wilson, by image" in " ".join(text.split())
     assert "1 of 4 maps are the same everywhere" in text
-    assert "Research use only. A heat map shows where a model looked, not why. Drawn X-rays" in " ".join(text.split())
+    assert "Research use only. A heat map shows where a model looked, not why. Synthetic X-rays" in " ".join(
+        text.split()
+    )
     lines = text.splitlines()
     assert max(map(len, lines)) <= 110
     row = next(line.split() for line in lines if line.startswith("Mass"))
     assert row[:4] == ["Mass", "3", "2", "0.50"]
     assert row[7:9] == ["0.10", "1.00"]  # after `low to high`: what a random and what the central point hit
     assert next(line.split() for line in lines if line.startswith("Effusion"))[1:5] == ["0", "0", "-", "-"]
-    assert "Drawn" not in to_text(localisation_report(CASES, ["Mass"], "gradient"))
+    assert "Synthetic" not in to_text(localisation_report(CASES, ["Mass"], "gradient"))
 
 
 def test_longest_findings_fit_the_width():
