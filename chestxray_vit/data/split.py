@@ -2,16 +2,18 @@
 
 A patient has 3.6 images on average; a split by image leaks anatomy into the test AUC: of a random
 5 % of images, 83 % have their patient among the rest. NIH's own test list is kept where it is there;
-validation, and test where no list is, follow from a seeded hash of the patient id, so that a patient
+validation, and test where there is no list, follow from a seeded hash of the patient id, so that a patient
 stays in its set when others are added or left out.
 
 N images, P patients."""
 
 from __future__ import annotations
 
-from typing import Collection, Dict, Iterable, List, Optional, Sequence
+import hashlib
+from typing import Any, Collection, Dict, Iterable, List, Optional, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from chestxray_vit.artifacts.metadata import SPLITS
 
@@ -19,12 +21,12 @@ TEST_FRACTION = 0.2  # of the patients, where no test list is given; NIH's list 
 
 
 def assign(
-    patients: Iterable[int],
-    test_patients: Optional[Collection[int]] = None,
+    patients: Iterable[str],
+    test_patients: Optional[Collection[str]] = None,
     val_fraction: float = 0.1,
     seed: int = 1337,
-) -> Dict[int, str]:
-    """Give every patient to train, validation or test.
+) -> Dict[str, str]:
+    """Assign every patient to train, validation or test.
 
     Args:
         patients: patient ids, in any order, repeated or not.
@@ -40,21 +42,40 @@ def assign(
     """
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction is {val_fraction}, expected 0 <= val_fraction < 1")
-    ids_P = np.unique(np.fromiter(patients, dtype=np.int64))
+    ids = list(dict.fromkeys(patients))
+    numbers_P = numbers_of_ids(ids)
     if test_patients is None:
-        test_P = hash_to_unit(ids_P, seed, stream=1) < TEST_FRACTION
+        test_P = hash_to_unit(numbers_P, seed, stream=1) < TEST_FRACTION
     else:
-        test_P = np.isin(ids_P, np.fromiter(test_patients, dtype=np.int64))
-    validation_P = ~test_P & (hash_to_unit(ids_P, seed, stream=0) < val_fraction)
+        official = set(test_patients)
+        test_P = np.fromiter((patient in official for patient in ids), dtype=bool, count=len(ids))
+    validation_P = ~test_P & (hash_to_unit(numbers_P, seed, stream=0) < val_fraction)
     code_P = np.where(test_P, 2, np.where(validation_P, 1, 0))
-    return dict(zip(ids_P.tolist(), (SPLITS[code] for code in code_P.tolist())))
+    return dict(zip(ids, (SPLITS[code] for code in code_P.tolist())))
+
+
+def numbers_of_ids(ids: Sequence[str]) -> np.ndarray:
+    """Return the number (P, uint64) that each patient id is hashed as, equal on every machine and in every release.
+
+    A whole number below 2**63 without leading zeros, such as each of NIH's, is itself. Of any other text it is the
+    first eight bytes, big-endian, of the SHA-256 of its UTF-8.
+    """
+    return np.fromiter((_number_of_id(patient) for patient in ids), dtype=np.uint64, count=len(ids))
+
+
+def _number_of_id(patient: str) -> int:
+    if patient.isascii() and patient.isdecimal() and len(patient) < 20:
+        number = int(patient)
+        if number < 2**63 and str(number) == patient:
+            return number
+    return int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big")
 
 
 def hash_to_unit(ids_P: np.ndarray, seed: int, stream: int) -> np.ndarray:
     """Hash integers to [0, 1): splitmix64's finaliser (Steele, Lea and Flood, OOPSLA 2014), equal on every machine.
 
     Args:
-        ids_P: int64.
+        ids_P: int64 or uint64.
         seed, stream: two streams of one seed are independent draws.
     """
     golden = 0x9E3779B97F4A7C15
@@ -70,8 +91,13 @@ def _mix(x_P: np.ndarray) -> np.ndarray:
     return x_P ^ (x_P >> np.uint64(31))
 
 
-def leaked_patients(patients_N: Sequence, splits_N: Sequence) -> List:
-    """Return the patients whose images are in more than one set, sorted; an empty list proves the sets disjoint."""
+def leaked_patients(patients_N: ArrayLike, splits_N: ArrayLike) -> List[Any]:
+    """Return the patients whose images are in more than one set, sorted; an empty list proves the sets disjoint.
+
+    Args:
+        patients_N: ids, or codes of them.
+        splits_N: names of sets, or codes of them.
+    """
     patients, patient_N = np.unique(np.asarray(patients_N), return_inverse=True)
     splits, split_N = np.unique(np.asarray(splits_N), return_inverse=True)
     seen = np.zeros((len(patients), len(splits)), dtype=bool)

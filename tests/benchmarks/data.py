@@ -28,13 +28,14 @@ def ingest_in_process(scratch: Path, num_rows: int) -> List[Result]:
     """CSV to N-hot metadata.jsonl, against the tutorial's pandas route, which writes labels alone and no split."""
     import pandas
 
-    from chestxray_vit import ingest
+    from chestxray_vit.artifacts.metadata_writer import metadata_lines
+    from chestxray_vit.data import ingestion
     from chestxray_vit.data.readers import nih
     from chestxray_vit.storage.atomic import write_bytes
 
     source = releases.write_tables(scratch / "release", num_rows)
-    args = ingest.parser().parse_args([str(scratch / "release")])
-    table_path, theirs, ours = args.dataset_dir / releases.CSV, scratch / "theirs.jsonl", scratch / "ours.jsonl"
+    dataset_dir = scratch / "release"
+    table_path, theirs, ours = dataset_dir / releases.CSV, scratch / "theirs.jsonl", scratch / "ours.jsonl"
     names: List[str] = []
 
     def tutorial() -> None:
@@ -53,8 +54,10 @@ def ingest_in_process(scratch: Path, num_rows: int) -> List[Result]:
 
     def package() -> None:
         entries = nih.read_entries(table_path)
-        entries = ingest._assign(args, entries, ingest._find_lists(args))
-        write_bytes(ours, ingest._metadata(entries, {scratch / "images": []}, ours, False))
+        lists = ingestion.find_lists(dataset_dir, "auto", None, None)
+        entries = ingestion.assign_splits(entries, lists, by_image=False, val_fraction=0.1, seed=1337)
+        folders = ingestion.relative_folders({scratch / "images": []}, ours), np.zeros(len(entries), int)
+        write_bytes(ours, metadata_lines(entries.table, folders, entries.labels()))
 
     package()
     content = ours.read_bytes()

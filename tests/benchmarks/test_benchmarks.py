@@ -82,13 +82,13 @@ def test_interleave_turns_the_order_and_leaves_out_the_first_round():
 def test_drawn_table_has_the_size_and_form_of_the_real_one(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.benchmarks.releases.REAL", tmp_path / "nowhere")
     assert write_tables(tmp_path / "release", 1000) == "drawn table, 1,000 rows"
-    from chestxray_vit import ingest
+    from chestxray_vit.data import ingestion
     from chestxray_vit.data.readers import nih
 
     entries = nih.read_entries(tmp_path / "release" / CSV)
     assert len(entries) == len(set(entries.column("file_name"))) == 1000
-    args = ingest.parser().parse_args([str(tmp_path / "release")])
-    splits = set(ingest._assign(args, entries, ingest._find_lists(args)).column("split"))
+    lists = ingestion.find_lists(tmp_path / "release", "auto", None, None)
+    splits = set(ingestion.assign_splits(entries, lists, False, 0.1, 1337).column("split"))
     assert splits == {"train", "validation", "test"}
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from chestxray_vit import __version__
 from chestxray_vit.ingest import main
-from chestxray_vit.labels import FINDINGS, encode
+from chestxray_vit.labels import FINDINGS, NIH_CHESTXRAY14, encode
 from chestxray_vit.storage.atomic import sha256
 from tests.conftest import MINI_ROWS, write_csv, write_release
 
@@ -103,6 +103,7 @@ def test_report_of_the_mini_release(mini_release):
     assert ingest(mini_release) == 0
     assert report_of(mini_release) == {
         "package_version": __version__,
+        "label_set": NIH_CHESTXRAY14.to_dict(),
         "findings": list(FINDINGS),
         "sources": {name: sha256(mini_release / name) for name in (CSV, "train_val_list.txt", "test_list.txt")},
         "metadata": {"metadata.jsonl": sha256(mini_release / "images" / "metadata.jsonl")},
@@ -524,7 +525,7 @@ def test_the_kaggle_mirrors_folders(tmp_path):
 
 
 NOTICE = (
-    "notice: ImageFolder takes NIH's split lists for its own splits and finds no image in them. Tell it its files: "
+    "notice: ImageFolder takes NIH's split lists for its own splits and finds no image in them. Name its files: "
     'load_dataset("imagefolder", data_dir=..., data_files=["metadata.jsonl", "**/*.png"])\n'
 )
 
@@ -640,7 +641,7 @@ def test_a_folder_that_cannot_be_written(mini_release, capsys, monkeypatch):
     def refuse(path, content):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("chestxray_vit.ingest.write_bytes", refuse)  # root may write anywhere
+    monkeypatch.setattr("chestxray_vit.artifacts.ingest_report.write_bytes", refuse)  # root may write anywhere
     assert refusal(capsys, mini_release) == (
         f"error: {mini_release}/images/metadata.jsonl: cannot be written: Permission denied. "
         "Make it writable, or name --output.\n"

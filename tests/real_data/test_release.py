@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chestxray_vit.data.readers.nih import distinct, numbers_of, parse_age, read_entries, read_test_list
+from chestxray_vit.artifacts.metadata_writer import distinct
+from chestxray_vit.data.readers.nih import label_set, read_entries, read_test_list
 from chestxray_vit.data.readers.nih_archives import find_images
+from chestxray_vit.data.readers.nih_fields import numbers_of, parse_age
 from chestxray_vit.data.split import assign, leaked_patients
 from chestxray_vit.images.files import check_images, check_pixels
 from chestxray_vit.ingest import main as ingest
-from chestxray_vit.labels import FINDINGS, NO_FINDING, decode, encode
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.storage.atomic import sha256
 
 CSV_SHA256 = "dc1d2df67fdc1c5a7601d48699cda2b13dc2c4841488b4183dcf04884dbaca11"  # of the unpacked file
@@ -54,7 +57,7 @@ def entries(real_release):
 
 @pytest.fixture(scope="module")
 def labels_NL(entries):
-    rows, codes_N = entries.labels(include_no_finding=True)
+    rows, codes_N = dataclasses.replace(entries, label_set=label_set(include_no_finding=True)).labels()
     return np.array(rows)[codes_N]
 
 
@@ -70,13 +73,13 @@ def in_test_N(real_release, entries):
 def test_counts_of_each_finding(labels_NL, in_test_N):
     found = {
         finding: (int(labels_N.sum()), int(labels_N[~in_test_N].sum()), int(labels_N[in_test_N].sum()))
-        for finding, labels_N in zip((*FINDINGS, NO_FINDING), labels_NL.T)
+        for finding, labels_N in zip(label_set(include_no_finding=True).names, labels_NL.T)
     }
     assert found == COUNTS
 
 
 def test_counts_of_images_and_patients(entries, in_test_N):
-    patients_N = entries.numbers("patient_id")
+    patients_N = np.array(entries.column("patient_id"))
     assert (len(entries), len(set(entries.column("file_name"))), len(np.unique(patients_N))) == (
         112_120,
         112_120,
@@ -116,13 +119,14 @@ def test_every_field_by_a_slow_reader_after_rows_are_left_out(csv_text, entries)
         kept, places_N = kept.keep(keep_N), places_N[keep_N]
     names = ("file_name", "findings", "follow_up", "patient_id", "age", "sex", "view")
     expected = [
-        (name, cell, int(follow_up), int(patient), parse_age(age), sex, view)
+        (name, cell, int(follow_up), patient, parse_age(age), sex, view)
         for name, cell, follow_up, patient, age, sex, view, *_ in (rows[place] for place in places_N)
     ]
     assert list(zip(*map(kept.column, names))) == expected
     assert list(zip(*(kept.arrow(name).to_pylist() for name in names))) == expected
-    labels, codes_N = kept.labels(include_no_finding=True)
-    assert [labels[code] for code in codes_N] == [encode(row[1].split("|"), True) for row in expected]
+    with_no_finding = label_set(include_no_finding=True)
+    labels, codes_N = dataclasses.replace(kept, label_set=with_no_finding).labels()
+    assert [labels[code] for code in codes_N] == [with_no_finding.encode(row[1].split("|")) for row in expected]
 
 
 def test_all_836_combinations_go_to_n_hot_and_back(entries):
@@ -130,7 +134,8 @@ def test_all_836_combinations_go_to_n_hot_and_back(entries):
     assert len(cells) == len(set(cells)) == 836
     for cell in cells:
         names = cell.split("|")
-        assert decode(encode(names)) == [name for name in FINDINGS if name in names]
+        encoded = NIH_CHESTXRAY14.encode(names)
+        assert NIH_CHESTXRAY14.decode(encoded) == [name for name in NIH_CHESTXRAY14.findings if name in names]
     assert max(len(cell.split("|")) for cell in cells) == 9
 
 
@@ -157,7 +162,7 @@ def test_nihs_lists_leak_no_patient(entries, in_test_N):
 def test_split_by_patient_of_the_real_patients(entries):
     split_of = assign(entries.column("patient_id"))
     splits_N = [split_of[patient] for patient in entries.column("patient_id")]
-    assert leaked_patients(entries.numbers("patient_id"), splits_N) == []
+    assert leaked_patients(np.array(entries.column("patient_id")), splits_N) == []
     shares = [splits_N.count(name) / len(splits_N) for name in ("train", "validation", "test")]
     assert shares == pytest.approx([0.72, 0.08, 0.20], abs=0.01)
 
@@ -170,7 +175,7 @@ def test_kaggles_sample(real_release):
         rows = list(csv.DictReader(file))
     assert entries.column("file_name") == [row["Image Index"] for row in rows]
     assert entries.column("findings") == [row["Finding Labels"] for row in rows]
-    assert entries.column("patient_id") == [int(row["Patient ID"]) for row in rows]
+    assert entries.column("patient_id") == [row["Patient ID"] for row in rows]
     assert entries.column("follow_up") == [int(row["Follow-up #"]) for row in rows]
     assert entries.column("view") == [row["View Position"] for row in rows]
     assert entries.column("sex") == [row["Patient Gender"] for row in rows]
@@ -212,7 +217,7 @@ def test_ingest_of_the_real_images(real_release, real_dataset, entries, in_test_
     places = [place_of[row["file_name"][len("images/") :]] for row in rows]
     assert places == sorted(places)  # in the order of the CSV
     for row, place in zip(rows, places):
-        assert row["labels"] == encode(cells[place].split("|"))
+        assert row["labels"] == NIH_CHESTXRAY14.encode(cells[place].split("|"))
         assert (row["split"] == "test") == in_test_N[place]
         assert row["patient_id"] == patients[place]
     report = json.loads((real_dataset / "ingest_report.json").read_text())

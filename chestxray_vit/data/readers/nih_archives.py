@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any, Dict, List, NoReturn, Optional, Set
 
-from chestxray_vit.data.readers.nih import NAME_PATTERN
+from chestxray_vit.data.readers.nih_fields import NAME_PATTERN
 from chestxray_vit.errors import InputError, shortened
 from chestxray_vit.images.files import check_pixels
 

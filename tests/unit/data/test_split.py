@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections import Counter
@@ -9,9 +10,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from chestxray_vit.data.split import SPLITS, TEST_FRACTION, assign, hash_to_unit, leaked_patients
+from chestxray_vit.data.split import SPLITS, TEST_FRACTION, assign, hash_to_unit, leaked_patients, numbers_of_ids
 
 ALL = range(1, 30_806)  # NIH's patient ids
+
+
+def assign_numbers(patients, test_patients=None, *args, **options):
+    """Assign patients whose ids are whole numbers, as NIH's are."""
+    test_patients = None if test_patients is None else set(map(str, test_patients))
+    return {
+        int(patient): split for patient, split in assign(map(str, patients), test_patients, *args, **options).items()
+    }
 
 
 # Slow and plain: splitmix64 on Python's integers.
@@ -61,7 +70,7 @@ def test_frozen():
         0.9448609077813469,
         0.0737161206102469,
     ]
-    split_of = assign(range(1, 30))
+    split_of = assign_numbers(range(1, 30))
     assert {patient for patient, split in split_of.items() if split == "test"} == {4, 11, 15, 17, 21, 27, 28}
     assert {patient for patient, split in split_of.items() if split == "validation"} == {14, 25}
     assert Counter(split_of.values()) == {"train": 20, "test": 7, "validation": 2}
@@ -72,26 +81,26 @@ def test_frozen():
 def test_assign_is_the_slow_assign(test_patients, seed):
     patients = list(range(1, 3000))
     expected = {patient: slow_assign(patient, test_patients, 0.15, seed) for patient in patients}
-    assert assign(patients, test_patients, 0.15, seed) == expected
+    assert assign_numbers(patients, test_patients, 0.15, seed) == expected
 
 
 def test_order_and_repeats_do_not_matter():
     patients = random.Random(0).choices(range(1, 500), k=2000)
-    assert assign(patients) == assign(sorted(set(patients)))
-    assert assign(iter(patients)) == assign(reversed(patients))
+    assert assign_numbers(patients) == assign_numbers(sorted(set(patients)))
+    assert assign_numbers(iter(patients)) == assign_numbers(reversed(patients))
 
 
 def test_a_patient_stays_where_it_is_when_others_come_or_go():
-    some, all_ = assign(range(1, 1000)), assign(ALL)
+    some, all_ = assign_numbers(range(1, 1000)), assign_numbers(ALL)
     assert {patient: all_[patient] for patient in some} == some
-    without = assign(range(1, 1000), val_fraction=0.3)
+    without = assign_numbers(range(1, 1000), val_fraction=0.3)
     assert all(without[patient] == "test" for patient, split in some.items() if split == "test")
     assert all(without[patient] == "validation" for patient, split in some.items() if split == "validation")
 
 
 @pytest.mark.parametrize("seed", [0, 1337, 2024])
 def test_fractions_of_nihs_patients(seed):
-    counts = Counter(assign(ALL, val_fraction=0.1, seed=seed).values())
+    counts = Counter(assign_numbers(ALL, val_fraction=0.1, seed=seed).values())
     for split, share in {"test": 0.2, "validation": 0.08, "train": 0.72}.items():
         deviation = math.sqrt(len(ALL) * share * (1 - share))  # binomial
         assert abs(counts[split] - len(ALL) * share) < 3.5 * deviation
@@ -112,24 +121,64 @@ def test_streams_and_seeds_are_independent(other, shift):
 
 def test_the_test_list_is_kept():
     test_patients = {3, 5, 8, 10**7}  # the last is no patient here
-    split_of = assign(range(1, 1000), test_patients, val_fraction=0.1)
+    split_of = assign_numbers(range(1, 1000), test_patients, val_fraction=0.1)
     assert {patient for patient, split in split_of.items() if split == "test"} == {3, 5, 8}
     assert 60 < sum(split == "validation" for split in split_of.values()) < 140
-    assert "test" not in assign(range(1, 1000), set()).values()
+    assert "test" not in assign_numbers(range(1, 1000), set()).values()
 
 
 @pytest.mark.parametrize("val_fraction", [-0.1, 1.0, 1.5, float("nan")])
 def test_val_fraction_out_of_range(val_fraction):
     with pytest.raises(ValueError, match=f"^val_fraction is {val_fraction}, expected 0 <= val_fraction < 1$"):
-        assign([1], val_fraction=val_fraction)
+        assign_numbers([1], val_fraction=val_fraction)
 
 
 def test_no_validation_on_request():
-    assert set(assign(ALL, val_fraction=0).values()) == {"train", "test"}
+    assert set(assign_numbers(ALL, val_fraction=0).values()) == {"train", "test"}
 
 
 def test_no_patients():
-    assert assign([]) == {}
+    assert assign_numbers([]) == {}
+
+
+# Ids that are texts.
+
+
+def test_the_numbers_of_ids_are_frozen():
+    """A change of these literals moves patients between the sets of every data set ingested before."""
+    frozen = {
+        "0": 0,
+        "30805": 30_805,
+        str(2**63 - 1): 2**63 - 1,
+        str(2**63): 14_250_122_529_802_926_627,
+        "patient00001": 6_882_805_413_750_701_342,
+        "3" * 39: 12_325_934_450_987_072_074,
+        "007": 7_106_483_370_208_201_996,
+        "-4": 16_564_249_596_333_281_209,
+        "ä": 3_739_913_210_162_221_132,
+        "": 16_406_829_232_824_261_652,
+    }
+    assert dict(zip(frozen, numbers_of_ids(list(frozen)).tolist())) == frozen
+    slow = {
+        patient: int(patient)
+        if patient in ("0", "30805", str(2**63 - 1))
+        else int(hashlib.sha256(patient.encode("utf-8")).hexdigest()[:16], 16)
+        for patient in frozen
+    }
+    assert frozen == slow
+
+
+def test_ids_that_differ_are_drawn_apart():
+    ids = [f"patient{number:05d}" for number in range(1, 20_001)]
+    counts = Counter(assign(ids).values())
+    assert {split: round(count / 20_000, 2) for split, count in counts.items()} == {
+        "train": 0.72,
+        "validation": 0.08,
+        "test": 0.2,
+    }
+    assert assign(ids[:100]) == {patient: assign(ids)[patient] for patient in ids[:100]}
+    assert assign(["1", "01", "1" * 39]).keys() == {"1", "01", "1" * 39}
+    assert assign(ids, ids[:3], val_fraction=0) == {**dict.fromkeys(ids, "train"), **dict.fromkeys(ids[:3], "test")}
 
 
 # leaked_patients
@@ -137,7 +186,7 @@ def test_no_patients():
 
 def test_an_assignment_leaks_no_patient():
     patients_N = random.Random(1).choices(ALL, k=10_000)
-    split_of = assign(patients_N)
+    split_of = assign_numbers(patients_N)
     splits_N = [split_of[patient] for patient in patients_N]
     assert set(splits_N) == set(SPLITS)
     assert leaked_patients(patients_N, splits_N) == []
@@ -158,5 +207,5 @@ def test_planted_leaks_are_found():
 def test_a_split_by_image_leaks():
     """Of a random 5 % of NIH's images, 83 % have their patient among the others: here 100 patients with 10 each."""
     patients_N = [patient for patient in range(100) for _ in range(10)]
-    split_of = assign(range(1000))
+    split_of = assign_numbers(range(1000))
     assert len(leaked_patients(patients_N, [split_of[image] for image in range(1000)])) > 90

@@ -13,17 +13,12 @@ import pyarrow
 import pyarrow.csv
 import pytest
 
-from chestxray_vit.data.readers.nih import (
-    Entries,
-    distinct,
-    find_file,
-    numbers_of,
-    parse_age,
-    read_entries,
-    read_test_list,
-)
+from chestxray_vit.artifacts.metadata_writer import distinct
+from chestxray_vit.data.readers.entries import Entries
+from chestxray_vit.data.readers.nih import find_file, label_set, read_entries, read_test_list
+from chestxray_vit.data.readers.nih_fields import numbers_of, parse_age
 from chestxray_vit.errors import InputError
-from chestxray_vit.labels import FINDINGS, encode
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from tests.conftest import HEADER, MINI_ROWS, write_csv
 
 KAGGLE_HEADER = (
@@ -66,7 +61,7 @@ def assert_is_mini(entries):
     assert entries.column("file_name") == [row_.split(",")[0] for row_ in MINI_ROWS]
     assert entries.column("number") == [1000, 1001, 3000, 2000, 3001]
     assert entries.column("findings") == [row_.split(",")[1] for row_ in MINI_ROWS]
-    assert entries.column("patient_id") == [1, 1, 3, 2, 3]
+    assert entries.column("patient_id") == ["1", "1", "3", "2", "3"]
     assert entries.column("age") == [57, 58, 80, 80, 81]
     assert entries.column("sex") == ["M", "M", "F", "M", "F"]
     assert entries.column("view") == ["PA", "PA", "AP", "PA", "PA"]
@@ -181,29 +176,34 @@ def test_a_column_that_is_null_in_every_row(path):
 
 
 def test_labels(path):
-    entries = read_entries(write_csv(path))
+    write_csv(path)
     for include_no_finding in (False, True):
-        labels, codes_N = entries.labels(include_no_finding)
+        entries = read_entries(path, label_set(include_no_finding))
+        encode = entries.label_set.encode
+        labels, codes_N = entries.labels()
         assert [labels[code] for code in codes_N] == [
-            encode(["Cardiomegaly"], include_no_finding),
-            encode(["Cardiomegaly", "Emphysema"], include_no_finding),
-            encode(["Hernia"], include_no_finding),
+            encode(["Cardiomegaly"]),
+            encode(["Cardiomegaly", "Emphysema"]),
+            encode(["Hernia"]),
             [0.0] * 14 + [1.0] * include_no_finding,
-            encode(["Infiltration", "Pleural_Thickening"], include_no_finding),
+            encode(["Infiltration", "Pleural_Thickening"]),
         ]
+        assert entries.label_set == (NIH_CHESTXRAY14.with_negative_column() if include_no_finding else NIH_CHESTXRAY14)
 
 
 def test_keep(path):
     entries = read_entries(write_csv(path)).keep(np.array([True, False, False, False, True]), ["a notice"])
     assert entries.column("file_name") == ["00000001_000.png", "00000003_001.png"]
     assert entries.column("findings") == ["Cardiomegaly", "Pleural_Thickening|Infiltration"]
-    assert [entries.column(name) for name in ("patient_id", "age", "sex")] == [[1, 3], [57, 81], ["M", "F"]]
+    assert [entries.column(name) for name in ("patient_id", "age", "sex")] == [["1", "3"], [57, 81], ["M", "F"]]
     assert [entries.column(name) for name in ("view", "follow_up")] == [["PA", "PA"], [0, 1]]
     assert (len(entries), entries.notices) == (2, ("a notice",))
+    left_out = entries.keep(np.array([True, False]), reason="no reason").keep(np.array([False]), reason="another")
+    assert (left_out.left_out, left_out.notices) == ((("no reason", 1), ("another", 1)), ("a notice",))
     labels, codes_N = entries.labels()
     assert [labels[code] for code in codes_N] == [
-        encode(["Cardiomegaly"]),
-        encode("Infiltration|Pleural_Thickening".split("|")),
+        NIH_CHESTXRAY14.encode(["Cardiomegaly"]),
+        NIH_CHESTXRAY14.encode("Infiltration|Pleural_Thickening".split("|")),
     ]
 
 
@@ -216,7 +216,7 @@ def draw_rows(rng, num_rows):
     rows = []
     for number in numbers:
         name = f"{number // 1000:08d}_{number % 1000:03d}.png"
-        findings = "|".join(rng.sample(FINDINGS, rng.randrange(4))) or "No Finding"
+        findings = "|".join(rng.sample(NIH_CHESTXRAY14.findings, rng.randrange(4))) or "No Finding"
         age = rng.choice(["58", "058Y", "013M", "730D", "411Y", "", "x", "0", "120", "121"])
         sex, view = (
             rng.choice(["M", "F", "", "U"]),
@@ -244,7 +244,7 @@ def slow_entries(path):
             number = int(name[:8] + name[9:12])
             follow_up = int(follow_up) if follow_up.isdecimal() else None
             sex = {"M": "M", "F": "F"}.get(sex)
-            rows.append((name, number, findings, int(patient), parse_age(age), sex, view or None, follow_up))
+            rows.append((name, number, findings, str(int(patient)), parse_age(age), sex, view or None, follow_up))
     return dict(zip(COLUMNS, map(list, zip(*rows))))
 
 
@@ -253,7 +253,8 @@ def test_random_files_read_as_by_a_slow_reader(path, seed, small_blocks):
     rng = random.Random(seed)
     for num_rows in (1, 2, 7, 8, 9, 150):
         write_csv(path, draw_rows(rng, num_rows))
-        entries, expected = read_entries(path), slow_entries(path)
+        with_no_finding = label_set(include_no_finding=True)
+        entries, expected = read_entries(path, with_no_finding), slow_entries(path)
         assert {name: entries.column(name) for name in COLUMNS} == expected
         assert len(entries) == num_rows
         for _ in range(2):  # what was kept once is filtered again
@@ -266,9 +267,9 @@ def test_random_files_read_as_by_a_slow_reader(path, seed, small_blocks):
                 values, codes_N = distinct(entries.arrow(name))
                 assert [values[code] for code in codes_N] == expected[name]
             assert entries.numbers("number").tolist() == expected["number"]
-            labels, codes_N = entries.labels(True)
+            labels, codes_N = entries.labels()
             assert [labels[code] for code in codes_N] == [
-                encode(cell.split("|"), True) for cell in expected["findings"]
+                with_no_finding.encode(cell.split("|")) for cell in expected["findings"]
             ]
 
 
@@ -279,7 +280,7 @@ def test_a_table_of_several_chunks_and_slices(path):
     ]
     table = read_entries(write_csv(path, rows)).table
     pieces = [slice(3, 10), slice(30, 40), slice(0, 3), slice(12, 13)]
-    entries = Entries(pyarrow.concat_tables([table.slice(p.start, p.stop - p.start) for p in pieces]))
+    entries = Entries(pyarrow.concat_tables([table.slice(p.start, p.stop - p.start) for p in pieces]), NIH_CHESTXRAY14)
     places = [place for piece in pieces for place in range(40)[piece]]
     for kept in (entries, entries.keep(np.arange(len(places)) % 2 == 0)):
         where = places if kept is entries else places[::2]
@@ -311,13 +312,13 @@ def test_lines_are_counted_over_blocks(path, small_blocks):
 def test_a_file_of_two_of_arrows_blocks(path):
     """More than 64 MiB, as no release has: rows before and after the edge are whole, and so are their lines."""
     rest = ",50,F,AP,2500,2048,0.171,0.171" + "0" * 470
-    lines = [f"{n:08d}_000.png,{FINDINGS[n % 14]},{n % 7},{n}{rest}" for n in range(130_000)]
+    lines = [f"{n:08d}_000.png,{NIH_CHESTXRAY14.findings[n % 14]},{n % 7},{n}{rest}" for n in range(130_000)]
     write_csv(path, lines)
     assert path.stat().st_size > (1 << 26) + 1_000_000
     entries = read_entries(path)
-    assert entries.numbers("patient_id").tolist() == list(range(130_000))
+    assert entries.column("patient_id") == [str(n) for n in range(130_000)]
     assert entries.column("file_name") == [line[:16] for line in lines]
-    assert entries.column("findings") == [FINDINGS[n % 14] for n in range(130_000)]
+    assert entries.column("findings") == [NIH_CHESTXRAY14.findings[n % 14] for n in range(130_000)]
     assert entries.column("follow_up") == [n % 7 for n in range(130_000)]
     lines[129_500] = lines[129_500][:60]
     with pytest.raises(InputError, match="row of another length: line 129502 has 10 fields, expected 11. Is the file"):
