@@ -14,6 +14,7 @@ from PIL import Image
 
 from chestxray_vit import ingest
 from chestxray_vit.data.synthetic.release import draw_release
+from tests.helpers.fork_server import ForkServer
 
 SHARED = Path(__file__).parents[2] / "shared"  # real files, beside the repository where there are any
 HEADER = (
@@ -80,6 +81,15 @@ def synthetic_dataset(tmp_path_factory):
     folder = draw_release(tmp_path_factory.mktemp("phantom") / "dataset", num_patients=60, image_size=64, seed=1337)
     assert ingest.main([str(folder), "--split", "official", "--val_fraction", "0.2"]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory):
+    """Return what runs commands in forked processes, and says at the end how many it killed."""
+    result = ForkServer(tmp_path_factory.mktemp("commands"), "ingest train evaluate report predict explain".split())
+    yield result
+    result.close()
+    print(f"\n{result.kills} processes were killed")
 
 
 @pytest.fixture(scope="session")

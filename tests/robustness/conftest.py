@@ -8,18 +8,7 @@ import pytest
 
 from chestxray_vit import ingest
 from chestxray_vit.data.synthetic.release import draw_release
-from tests.helpers.fork_server import ForkServer
 from tests.robustness.command_lines import evaluating, training
-
-
-@pytest.fixture(scope="session")
-def commands(tmp_path_factory):
-    """Return what runs and kills commands; it says at the end how many it killed."""
-    names = ["ingest", "train", "evaluate", "report", "predict", "explain"]
-    result = ForkServer(tmp_path_factory.mktemp("commands"), names)
-    yield result
-    result.close()
-    print(f"\n{result.kills} processes were killed")
 
 
 @pytest.fixture(scope="session")

@@ -34,24 +34,27 @@ CUT = ["--ipu_config_name", "vit-tiny-2ipu", "--per_device_train_batch_size", "2
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+def arguments(dataset, output_dir, *more):
+    where = ["--dataset_dir", str(dataset), "--output_dir", str(output_dir)]
+    return ["--pipeline", *where, *TINY_VIT, *CUT, *more]
+
+
 def command(dataset, output_dir, *more, processes=2):
     """Return the command that trains through a pipeline."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    where = ["--dataset_dir", str(dataset), "--output_dir", str(output_dir)]
-    return [*launch, "-m", "chestxray_vit.train", "--pipeline", *where, *TINY_VIT, *CUT, *more]
+    return [*launch, "-m", "chestxray_vit.train", *arguments(dataset, output_dir, *more)]
 
 
-def piped(dataset, output_dir, *more, processes=2):
-    """Train through a pipeline, and return the run folder and what was printed."""
-    done = subprocess.run(
-        command(dataset, output_dir, *more, processes=processes),
-        env=ENVIRONMENT,
-        timeout=180,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Path(output_dir), done.stdout
+@pytest.fixture(scope="module")
+def piped(commands):
+    """Return a function that trains through a pipeline, and returns the run folder and what was printed."""
+
+    def train_through_pipeline(dataset, output_dir, *more, processes=2):
+        answer = commands.run("train", *arguments(dataset, output_dir, *more), processes=processes)
+        assert answer.code == 0, answer.printed[-3000:]
+        return Path(output_dir), answer.printed
+
+    return train_through_pipeline
 
 
 def scores(run, dataset, output_dir):
@@ -76,11 +79,12 @@ def plain(synthetic_dataset, tmp_path_factory):
     [
         (2, []),
         pytest.param(2, ["--pipeline_schedule", "gpipe"], marks=pytest.mark.slow),
-        (4, ["--gradient_accumulation_steps", "4"]),  # two replicas of two stages
+        # two replicas of two stages
+        pytest.param(4, ["--gradient_accumulation_steps", "4"], marks=pytest.mark.slow),
     ],
     ids=["1f1b", "gpipe", "replicas"],
 )
-def test_fifty_updates_equal_the_plain_run(plain, synthetic_dataset, tmp_path, processes, more):
+def test_fifty_updates_equal_the_plain_run(piped, plain, synthetic_dataset, tmp_path, processes, more):
     run, printed = piped(synthetic_dataset, tmp_path / "run", *LONG, *more, processes=processes)
     assert len(losses(run)) == len(losses(plain)) == 56
     assert losses(run) == pytest.approx(losses(plain), abs=1e-5)
@@ -106,7 +110,7 @@ SAVING += ["--eval_steps", "5", "--save_total_limit", "9"]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(synthetic_dataset, tmp_path_factory):
+def undisturbed(piped, synthetic_dataset, tmp_path_factory):
     """Return a pipeline's run of 24 updates with checkpoints every 5."""
     return piped(synthetic_dataset, tmp_path_factory.mktemp("pipeline") / "run", *SAVING)[0]
 
@@ -134,7 +138,7 @@ def as_if_killed(run, target, after):
 
 
 @pytest.mark.parametrize("engine", ["pipeline", pytest.param("replicas", marks=pytest.mark.slow), "plain"])
-def test_any_engine_goes_on_with_a_pipelines_checkpoint(undisturbed, synthetic_dataset, tmp_path, engine):
+def test_any_engine_goes_on_with_a_pipelines_checkpoint(piped, undisturbed, synthetic_dataset, tmp_path, engine):
     as_if_killed(undisturbed, tmp_path / "run", 10)  # in the midst of the second epoch
     more = [*SAVING, "--resume_from_checkpoint", "last"]
     if engine == "plain":
@@ -174,7 +178,7 @@ def children_of(process):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_killing_one_stage_ends_the_others_and_the_run_goes_on(undisturbed, synthetic_dataset, tmp_path, rank):
+def test_killing_one_stage_ends_the_others_and_the_run_goes_on(piped, undisturbed, synthetic_dataset, tmp_path, rank):
     run = tmp_path / "run"
     long = [*SAVING, "--num_train_epochs", "300"]
     log = tmp_path / "log"
