@@ -160,10 +160,12 @@ def _print_summary(report: Mapping[str, Any], output: Path) -> None:
 
 def _build_cache(output: Path, size: int) -> Path:
     """Build the pixel cache of what was ingested, in its usual place, and return its folder."""
-    from chestxray_vit.data.pixel_cache.cache import build_cache, default_cache_dir
+    from chestxray_vit.data.pixel_cache.build import build_cache
+    from chestxray_vit.data.pixel_cache.cache import default_cache_dir
+    from chestxray_vit.data.pixel_cache.key import Resize
 
     names = [json.loads(line)["file_name"] for line in output.read_text(encoding="utf-8").splitlines()]
-    return build_cache(output.parent, names, (size, size), BILINEAR, default_cache_dir(output.parent)).folder
+    return build_cache(output.parent, names, Resize((size, size), BILINEAR), default_cache_dir(output.parent)).folder
 
 
 if __name__ == "__main__":

@@ -11,11 +11,14 @@ import logging
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
+import datasets
 import numpy as np
 import torch
 
 from chestxray_vit.data.dataset import XrayDataset, collate, names_of, preprocessed, targets_of
-from chestxray_vit.data.pixel_cache.cache import PixelCache, build_cache, default_cache_dir
+from chestxray_vit.data.pixel_cache.build import build_cache
+from chestxray_vit.data.pixel_cache.cache import PixelCache, default_cache_dir
+from chestxray_vit.data.pixel_cache.key import Resize
 from chestxray_vit.errors import InputError
 from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
 
@@ -31,7 +34,7 @@ def open_cache(
 
     Args:
         dataset: of `open_dataset`; its metadata.jsonl is not read again.
-        preprocess: holds the size and the filter of the resize.
+        preprocess: for the size and the filter of the resize.
         cache_dir: of the user; None for the usual place, `none` for no cache.
         allow_unreadable: leave out images that cannot be read, in place of an error.
     """
@@ -40,32 +43,26 @@ def open_cache(
             raise InputError("--allow_unreadable goes with a pixel cache: leave out --cache_dir none.")
         return None
     folder = default_cache_dir(dataset.root) if cache_dir is None else Path(cache_dir)
-    cache = build_cache(
-        dataset.root,
-        dataset.file_names,
-        preprocess.size,
-        preprocess.resample,
-        folder,
-        allow_unreadable=allow_unreadable,
-    )
+    resize = Resize(preprocess.size, preprocess.resample)
+    cache = build_cache(dataset.root, dataset.file_names, resize, folder, allow_unreadable=allow_unreadable)
     for name, reason in cache.unreadable.items():
         logger.warning("left out: %s: %s", name, reason)
     return cache
 
 
-def readable(xrays, cache: Optional[PixelCache]):
-    """Return the rows of `load_xrays`' data set whose images the cache could read."""
+def readable(xrays: datasets.Dataset, cache: Optional[PixelCache]) -> datasets.Dataset:
+    """Return the rows of a split whose images the cache could read."""
     if cache is None or not cache.unreadable:
         return xrays
-    return xrays.select([place for place, name in enumerate(names_of(xrays)) if name not in cache.unreadable])
+    return xrays.select([index for index, name in enumerate(names_of(xrays)) if name not in cache.unreadable])
 
 
 class CachedXrays(torch.utils.data.Dataset):
-    """Rows of `load_xrays`' data set with the cache's planes: `pixel_values` (H, W) uint8 and `labels` (L)."""
+    """Rows of a split with the cache's planes: `pixel_values` (H, W) uint8 and `labels` (L)."""
 
-    def __init__(self, xrays, cache: PixelCache):
-        """Args: xrays: of `load_xrays`, readable ones; cache: of `open_cache`."""
-        self.places_N = cache.places_of(names_of(xrays))
+    def __init__(self, xrays: datasets.Dataset, cache: PixelCache):
+        """Args: xrays: a split of `open_dataset`, readable rows only; cache: of `open_cache`."""
+        self.rows_N = cache.rows_of(names_of(xrays))
         self.targets_NL = torch.from_numpy(targets_of(xrays))
         self.planes = cache.pixels_NHW
 
@@ -79,17 +76,17 @@ class CachedXrays(torch.utils.data.Dataset):
         vars(self).update(state, planes=np.memmap(filename, np.uint8, "r", shape=shape))
 
     def __len__(self) -> int:
-        return len(self.places_N)
+        return len(self.rows_N)
 
-    def __getitem__(self, place: int) -> Dict[str, torch.Tensor]:
-        plane = np.array(self.planes[self.places_N[place]])  # a copy: torch does not take what cannot be written
-        return {"pixel_values": torch.from_numpy(plane), "labels": self.targets_NL[place]}
+    def __getitem__(self, index: int) -> Dict[str, torch.Tensor]:
+        plane = np.array(self.planes[self.rows_N[index]])  # a copy: torch does not take what cannot be written
+        return {"pixel_values": torch.from_numpy(plane), "labels": self.targets_NL[index]}
 
-    def __getitems__(self, places: Sequence[int]) -> Dict[str, torch.Tensor]:
+    def __getitems__(self, indices: Sequence[int]) -> Dict[str, torch.Tensor]:
         """Return a whole batch: `pixel_values` (B, H, W) and `labels` (B, L)."""
-        places_B = np.asarray(places)
-        planes = torch.from_numpy(np.asarray(self.planes)[self.places_N[places_B]])
-        return {"pixel_values": planes, "labels": self.targets_NL[torch.from_numpy(places_B)]}
+        indices_B = np.asarray(indices)
+        planes = torch.from_numpy(np.asarray(self.planes)[self.rows_N[indices_B]])
+        return {"pixel_values": planes, "labels": self.targets_NL[torch.from_numpy(indices_B)]}
 
 
 class IPUCollate:
@@ -101,7 +98,7 @@ class IPUCollate:
         """Args: to_pixel_values: for cached planes, None for pixel values; dtype: float16 for a half model."""
         self.to_pixel_values, self.dtype = to_pixel_values, dtype
 
-    def __call__(self, rows) -> Dict[str, torch.Tensor]:
+    def __call__(self, rows: Any) -> Dict[str, torch.Tensor]:
         """Return `pixel_values` (B, 1 or 3, H, W) and `labels` (B, L)."""
         batch = collate(rows)
         if self.to_pixel_values is not None:
@@ -109,7 +106,9 @@ class IPUCollate:
         return batch
 
 
-def model_inputs(splits: Dict[str, Any], preprocess: Preprocess, cache: Optional[PixelCache]) -> Dict[str, Any]:
+def model_inputs(
+    splits: Dict[str, datasets.Dataset], preprocess: Preprocess, cache: Optional[PixelCache]
+) -> Dict[str, Any]:
     """Return what the Trainer reads of each split: cached planes, or pixel values decoded each time."""
     if cache is None:
         return {name: preprocessed(xrays, preprocess) for name, xrays in splits.items()}

@@ -192,7 +192,8 @@ def _on_gpu(scratch: Path, shape: ViTSize, name: str, device: str) -> List[Resul
 
     from chestxray_vit.data.cached_dataset import CachedXrays
     from chestxray_vit.data.dataset import collate
-    from chestxray_vit.data.pixel_cache.cache import build_cache
+    from chestxray_vit.data.pixel_cache.build import build_cache
+    from chestxray_vit.data.pixel_cache.key import Resize
     from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
     from chestxray_vit.models.vit import build_from_scratch
     from chestxray_vit.training.engines import choose as backend
@@ -204,7 +205,7 @@ def _on_gpu(scratch: Path, shape: ViTSize, name: str, device: str) -> List[Resul
     paths, source = releases.xrays_1024(scratch / "xrays", 256 if large else 8)
     batch, num_ours, num_theirs = (64, 50, 3) if large else (2, 3, 2)
     names = [path.name for path in paths]
-    cache = build_cache(paths[0].parent, names, preprocess.size, preprocess.resample, scratch / "cache")
+    cache = build_cache(paths[0].parent, names, Resize(preprocess.size, preprocess.resample), scratch / "cache")
     same = {"per_device_train_batch_size": batch, "num_train_epochs": 1_000}
     flags = {**_flags(scratch), **same, "max_steps": num_ours + 10}
     ours = backend.make_trainer(

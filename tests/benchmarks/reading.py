@@ -41,7 +41,7 @@ def cache_build(scratch: Path, num_rows: int) -> List[Result]:
     planes = pillow()
     for build in builds.values():
         cache = build()
-        places = cache.places_of([path.name for path in paths])
+        places = cache.rows_of([path.name for path in paths])
         assert all(np.array_equal(cache.pixels_NHW[place], plane) for place, plane in zip(places, planes))
     seconds = interleave({"Pillow": pillow, **builds, "limit": lambda: _inflate_all(paths)}, 5)
     rates = {name: len(paths) / value for name, value in seconds.items()}
@@ -56,14 +56,15 @@ def cache_build(scratch: Path, num_rows: int) -> List[Result]:
 
 def _build(scratch: Path, paths: Sequence[Path], fast_zlib: Any) -> Callable[[], Any]:
     """Return what builds a cache in a folder that is new each time, inflating by `fast_zlib` where that is not None."""
-    from chestxray_vit.data.pixel_cache.cache import build_cache
+    from chestxray_vit.data.pixel_cache.build import build_cache
+    from chestxray_vit.data.pixel_cache.key import Resize
 
     names = [path.name for path in paths]
 
     def build():
         folder = Path(tempfile.mkdtemp(dir=scratch))
         with mock.patch.object(png, "fast_zlib", lambda: fast_zlib):
-            return build_cache(paths[0].parent, names, SIZE, 2, folder)
+            return build_cache(paths[0].parent, names, Resize(SIZE, 2), folder)
 
     return build
 
@@ -184,7 +185,8 @@ def views(scratch: Path, num_images: int) -> Tuple[Any, Any, Any, str]:
 
     from chestxray_vit.data.cached_dataset import CachedXrays
     from chestxray_vit.data.dataset import preprocessed
-    from chestxray_vit.data.pixel_cache.cache import build_cache
+    from chestxray_vit.data.pixel_cache.build import build_cache
+    from chestxray_vit.data.pixel_cache.key import Resize
     from chestxray_vit.images.preprocess import Preprocess
     from chestxray_vit.models.vit import build_from_scratch
     from chestxray_vit.models.vit_size import ViTSize
@@ -193,7 +195,7 @@ def views(scratch: Path, num_images: int) -> Tuple[Any, Any, Any, str]:
     small = ViTSize(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
     preprocess = Preprocess(build_from_scratch(small)[1])
     names = [path.name for path in paths]
-    cache = build_cache(paths[0].parent, names, SIZE, preprocess.resample, scratch / "cache")
+    cache = build_cache(paths[0].parent, names, Resize(SIZE, preprocess.resample), scratch / "cache")
     columns = {
         "image": [str(path) for path in paths],
         "labels": np.zeros((len(paths), 14)).tolist(),

@@ -20,7 +20,8 @@ PIXELS = (32, 32)  # what is measured is the cost of an image, not of its pixels
 MEMORY = """
 import sys
 from pathlib import Path
-from chestxray_vit.data.pixel_cache.cache import build_cache
+from chestxray_vit.data.pixel_cache.build import build_cache
+from chestxray_vit.data.pixel_cache.key import Resize
 from chestxray_vit.data.cached_dataset import CachedXrays
 from chestxray_vit.data.dataset import load_xrays, names_of
 
@@ -29,7 +30,7 @@ load_xrays(sys.argv[2])  # imports, and what a first call keeps
 print("ready", flush=True)
 sys.stdin.readline()
 rows = load_xrays(folder)
-cache = build_cache(folder / "images", names_of(rows), (32, 32), 2, folder / "measured")
+cache = build_cache(folder / "images", names_of(rows), Resize((32, 32), 2), folder / "measured")
 cached = CachedXrays(rows, cache)
 for start in range(0, len(cached), 64):
     cached.__getitems__(list(range(start, min(start + 64, len(cached)))))
@@ -58,7 +59,8 @@ def _measured(folder: Path, size: int) -> Dict[str, float]:
     from chestxray_vit import ingest
     from chestxray_vit.data.cached_dataset import CachedXrays
     from chestxray_vit.data.dataset import load_xrays, names_of
-    from chestxray_vit.data.pixel_cache.cache import build_cache
+    from chestxray_vit.data.pixel_cache.build import build_cache
+    from chestxray_vit.data.pixel_cache.key import Resize
 
     releases.write_tables(folder, size)
     releases.link_images(folder)
@@ -72,7 +74,7 @@ def _measured(folder: Path, size: int) -> Dict[str, float]:
 
     def build() -> None:
         names = names_of(opened["rows"])
-        opened["cache"] = build_cache(folder / "images", names, PIXELS, 2, folder / "cache")
+        opened["cache"] = build_cache(folder / "images", names, Resize(PIXELS, 2), folder / "cache")
 
     seconds["build the cache"] = _timed(build)
     seconds["open the cache"] = min(_timed(build) for _ in range(3))
