@@ -46,12 +46,32 @@ def metadata_lines(table: pyarrow.Table, folders: Coded, labels: Coded) -> memor
 
 def _as_json(name: str, array: Any, end: str = "") -> Any:
     """Return an Arrow array of `, "name": value` for each value."""
-    values, codes_N = distinct(array)
-    return _spread([f', "{name}": {json.dumps(value)}{end}' for value in values], codes_N)
+    import pyarrow.compute as compute
+
+    encoded = array if hasattr(array, "dictionary") else array.dictionary_encode("encode")
+    values, start = encoded.dictionary, f', "{name}": '
+    if _is_plain(values):
+        texts = compute.binary_join_element_wise(f'{start}"', values, f'"{end}', "")
+    else:
+        texts = [f"{start}{json.dumps(value)}{end}" for value in values.to_pylist()]
+    return _spread(texts, encoded.indices)
 
 
-def _spread(texts: Sequence[str], codes_N: np.ndarray) -> Any:
-    """Return an Arrow array of the texts that the codes refer to."""
+def _is_plain(values: Any) -> bool:
+    """Return whether an Arrow array holds texts that stand in JSON as they are, between quotes."""
+    import pyarrow
+    import pyarrow.compute as compute
+
+    if values.type != pyarrow.string() or values.null_count:
+        return False
+    is_plain = compute.and_(compute.string_is_ascii(values), compute.utf8_is_printable(values))
+    escaped = (compute.match_substring(values, character) for character in '"\\')
+    return compute.all(is_plain).as_py() and not any(compute.any(found).as_py() for found in escaped)
+
+
+def _spread(texts: Any, codes_N: Any) -> Any:
+    """Return an Arrow array of the texts that the codes (N) refer to."""
     import pyarrow
 
-    return pyarrow.array(texts, "string").take(pyarrow.array(codes_N))
+    texts = texts if isinstance(texts, pyarrow.Array) else pyarrow.array(texts, "string")
+    return texts.take(codes_N if isinstance(codes_N, pyarrow.Array) else pyarrow.array(codes_N))

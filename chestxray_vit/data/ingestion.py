@@ -2,7 +2,7 @@
 
 Find its lists, assign every image to a set, keep what is wanted and on disk, prove that no patient leaks.
 
-N images."""
+N images, U units: patients, or images where these are drawn."""
 
 from __future__ import annotations
 
@@ -89,21 +89,19 @@ def assign_splits(
     if not 0 <= val_fraction < 1:
         raise InputError(f"--val_fraction is {val_fraction}, expected 0 <= fraction < 1.")
     units, unit_N = distinct(entries.arrow("number").cast("string") if by_image else entries.arrow("patient_id"))
-    test_units = None
+    in_test_U = None
     if list_paths:
         num_images = np.bincount(unit_N, minlength=len(units))
         num_test = np.bincount(
             unit_N, weights=nih.read_test_list(list_paths[0], list_paths[1], entries), minlength=len(units)
         )
-        test_units = [units[code] for code in np.flatnonzero(num_test).tolist()]
+        in_test_U = num_test > 0
         problems = Problems(f"{list_paths[0].name} and {list_paths[1].name}")
-        for code in np.flatnonzero((num_test > 0) & (num_test < num_images)).tolist():
+        for code in np.flatnonzero(in_test_U & (num_test < num_images)).tolist():
             problems.add("patient in both lists", units[code], "Use NIH's own lists, or --split patient.")
         problems.raise_if_any()
-    split_of = split.assign(units, test_units, val_fraction, seed)
-    code_of = {name: code for code, name in enumerate(split.SPLITS)}
-    codes = np.array([code_of[split_of[unit]] for unit in units], dtype=np.int32)
-    return entries.with_splits(split.SPLITS, codes[unit_N])
+    codes_U = split.assign_codes(units, in_test_U, val_fraction, seed)
+    return entries.with_splits(split.SPLITS, codes_U[unit_N])
 
 
 def keep_views(entries: Entries, views: Optional[str]) -> Entries:

@@ -22,6 +22,7 @@ from chestxray_vit.data.readers.entries import Entries
 from chestxray_vit.data.readers.nih_fields import check_fields, numbers_of
 from chestxray_vit.errors import InputError, Problems
 from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
+from chestxray_vit.storage.file_index import indices_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -205,7 +206,7 @@ def read_test_list(train_val_list: Path, test_list: Path, entries: Entries) -> n
     numbers_N = entries.numbers("number")
     if not np.array_equal(np.sort(np.concatenate([train_val_numbers, test_numbers])), np.sort(numbers_N)):
         _compare_lists(train_val_list, test_list, set(train_val), set(test), set(entries.column("file_name")))
-    return np.isin(numbers_N, test_numbers)
+    return indices_of(np.unique(test_numbers), numbers_N) >= 0 if test else np.zeros(len(entries), bool)
 
 
 def _compare_lists(train_val_list: Path, test_list: Path, train_val: Set[str], test: Set[str], known: Set[str]) -> None:
