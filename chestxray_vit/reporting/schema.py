@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Dict
 
 from chestxray_vit.errors import InputError, Problems
+from chestxray_vit.labels import LabelSet
 from chestxray_vit.storage.atomic import PathLike
 from chestxray_vit.storage.json_files import read_json
-from chestxray_vit.storage.json_schema import mismatches
+from chestxray_vit.storage.json_schema import UNKNOWN, mismatches
 
 SCHEMA_VERSION = "1.0"
 SCHEMA = Path(__file__).with_name("auc.schema.json")
@@ -33,8 +34,10 @@ def read_results(path: PathLike) -> Dict[str, Any]:
     results = read_json(path, REMEDY)
     _check_version(path, results.get("schema_version"))
     problems = Problems(str(path))
+    is_of_this_version = results["schema_version"] == SCHEMA_VERSION
     for mismatch in mismatches(results, json.loads(schema_text())):
-        problems.add("not as auc.schema.json describes it", str(mismatch), REMEDY)
+        if is_of_this_version or mismatch.kind != UNKNOWN:  # a later minor version may have added entries
+            problems.add("not as auc.schema.json describes it", str(mismatch), REMEDY)
     problems.raise_if_any()
     _check_findings(results, problems)
     problems.raise_if_any()
@@ -53,6 +56,10 @@ def _check_version(path: PathLike, version: Any) -> None:
 
 def _check_findings(results: Dict[str, Any], problems: Problems) -> None:
     """Note sections whose rows are not those of the label set, in its order: renderers pair them by position."""
+    try:
+        LabelSet.from_dict(results["label_set"])
+    except ValueError as error:
+        problems.add("label_set holds no label set", str(error), REMEDY)
     expected = results["label_set"]["names"]
     tables = {name: results[name] for name in ("findings", "mistakes", "curves")}
     tables.update({name: results[name]["findings"] for name in SECTIONS if results[name] is not None})

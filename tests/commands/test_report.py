@@ -1,4 +1,4 @@
-"""The report stage: table on stdout, three files beside, no torch, no traceback."""
+"""The report command: table on stdout, its files beside, no torch, no traceback."""
 
 from __future__ import annotations
 
@@ -82,6 +82,33 @@ def test_thumbnails_are_found_in_a_release_and_in_a_folder(mini_release, tmp_pat
         pages.append((tmp_path / "auc.html").read_text())
     assert pages[0] == pages[1]
     assert pages[0].count('<img src="data:image/jpeg') > 4
+
+
+def test_an_auc_json_is_rendered_again_to_the_same_bytes(tmp_path, capsys):
+    a, b = write_run(tmp_path / "predictions.csv", seed=1), write_run(tmp_path / "b.csv", seed=2)
+    write_run(tmp_path / "predictions_validation.csv", seed=3)
+    assert main([str(a), "--compare", str(b)]) == 0
+    first = capsys.readouterr().out
+    assert main([str(tmp_path / "auc.json"), "--output_dir", str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().out == first.replace(f"wrote {tmp_path}", f"wrote {tmp_path / 'again'}")
+    for name in OUTPUTS:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_an_auc_json_is_not_overwritten_nor_changed(tmp_path, capsys):
+    assert main([str(write_run(tmp_path / "predictions.csv", seed=1))]) == 0
+    path = tmp_path / "auc.json"
+    before = path.read_bytes()
+    assert main([str(path)]) == 2
+    assert "auc.json: the report would overwrite it. Name another folder with --output_dir" in capsys.readouterr().err
+    assert main([str(path), "--output_dir", str(tmp_path / "x"), "--prevalence", "0.1", "--interval", "wald"]) == 2
+    message = "the numbers of an auc.json cannot be changed by --interval, --prevalence. Name the predictions.csv"
+    assert message in capsys.readouterr().err
+    path.write_text(path.read_text().replace('"schema_version": "1.0"', '"schema_version": "2.0"'))
+    assert main([str(path), "--output_dir", str(tmp_path / "x")]) == 2
+    assert "schema_version: found '2.0', expected 1.x" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+    path.write_bytes(before)
 
 
 def test_wrong_input_is_told_without_a_traceback(tmp_path, capsys):

@@ -39,7 +39,7 @@ def forest(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Mapping[st
         title: the text alternative's first words.
     """
     with _styled(name):
-        figure, axes = _figure(6.4, 0.9 + 0.27 * len(rows))
+        figure, axes = _figure(5.2, 0.9 + 0.25 * len(rows))
         figure.set_layout_engine("constrained")
         defined = [(height, row) for height, row in enumerate(reversed(rows)) if row["auc"] is not None]
         for height, row in defined:

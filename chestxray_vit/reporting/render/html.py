@@ -61,9 +61,9 @@ def percent(share: Optional[float], digits: int = 1) -> str:
     return "undefined" if share is None else f"{100 * share:.{digits}f} %"
 
 
-def count(number: Optional[int]) -> str:
-    """Return a count for readers."""
-    return "unknown" if number is None else f"{number:,}"
+def count(number: Any) -> str:
+    """Return a count for readers; what an evaluation.json lacks, or has as another type, is unknown."""
+    return f"{number:,}" if isinstance(number, int) else "unknown"
 
 
 def _environment() -> jinja2.Environment:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
+from chestxray_vit.reporting.published_aucs import caution, published_aucs
 from chestxray_vit.reporting.render.csv_tables import to_csv
 from chestxray_vit.reporting.render.text import to_markdown, to_text
 from tests.unit.reporting.examples import random_predictions, report_of
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 
 def test_published_values():
@@ -39,3 +42,28 @@ def test_no_published_value_stands_beside_synthetic_xrays():
     for text in (to_text(results), to_markdown(results)):
         assert "say nothing about patients" in text
         assert "one hospital" not in text
+
+
+def test_published_values_are_matched_by_name_in_any_order():
+    order = list(np.random.default_rng(5).permutation(FINDINGS))
+    published = published_aucs(LabelSet("another order", order), is_synthetic=False)
+    for model, first in published_aucs(NIH_CHESTXRAY14, is_synthetic=False)["findings"].items():
+        assert published["findings"][model]["auc"] == first["auc"]
+        assert list(published["findings"][model]["auc"]) == order
+    assert len(published["macro"]) == 14
+
+
+def test_published_values_of_some_labels_stand_without_a_macro():
+    published = published_aucs(LabelSet.of_names(("Hernia", "Mass", "Edema")), is_synthetic=False)
+    assert published["findings"]["Wang 2017"]["auc"] == {"Hernia": 0.767, "Mass": 0.706, "Edema": 0.835}
+    assert published["findings"]["CheXNet 2017"]["auc"] == {"Hernia": 0.9164, "Mass": 0.8676, "Edema": 0.8878}
+    assert published["macro"] == []  # a mean over other labels is no reference
+
+
+def test_no_published_value_stands_beside_other_label_sets():
+    # Atelectasis and Edema are CheXpert's too, where the labels and the patients are others
+    chexpert = LabelSet("CheXpert", ("Atelectasis", "Edema", "Enlarged Cardiomediastinum"))
+    assert published_aucs(chexpert, is_synthetic=False) == {"macro": [], "findings": {}}
+    assert caution(chexpert, is_synthetic=False) == "For research use only."
+    with_negative = NIH_CHESTXRAY14.with_negative_column()
+    assert published_aucs(with_negative, False) == published_aucs(NIH_CHESTXRAY14, False)
