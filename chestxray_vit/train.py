@@ -189,7 +189,7 @@ def train(own: TrainFlags, ipu_flags: TrainIPUFlags, given: Dict[str, Any]) -> D
 
     datasets, given = _open_splits(own.dataset_dir, given)
     config = _ipu_config(own, ipu_flags, given, device)
-    place = stages.init_stage_rank(config, device) if ipu_flags.pipeline else None
+    place = stages.init_stage_rank(config, device, processes.local_rank()) if ipu_flags.pipeline else None
     batch = backend.settle_batch(given, device, own.global_batch_size, config, place)
     given = {**given, **batch.fields(), "resume_from_checkpoint": resume}
     args = backend.training_arguments(given, device, ipu_flags, place)

@@ -7,7 +7,6 @@ B images of a micro-batch, T tokens, D width, L labels."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Dict, List, Optional, Tuple
@@ -18,8 +17,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from chestxray_vit.errors import InputError
 from chestxray_vit.pipeline.pipeline_config import PipelineConfig, PipelineMode
-
-TORCHRUN = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 
 
 @dataclass(frozen=True)
@@ -62,22 +59,19 @@ class Place:
         return (self.replica if replica is None else replica) * self.num_stages + stage
 
 
-def init_stage_rank(config: PipelineConfig, device: str) -> Place:
-    """Join the processes that torchrun started, and return this one's place.
-
-    torchrun's variables are then taken away: accelerate would wrap each stage in data parallelism by them.
+def init_stage_rank(config: PipelineConfig, device: str, local_rank: int) -> Place:
+    """Join the processes that torchrun started, and return which stage of which replica this one is.
 
     Args:
-        config: of `backend.pipeline_config`, which has looked at the number of processes.
+        config: whose number of stages divides the number of processes.
         device: `cpu` or `cuda`.
+        local_rank: of this process on its machine, which is the number of its CUDA device.
     """
     local = torch.device("cpu")
     if device == "cuda":
-        local = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        local = torch.device("cuda", local_rank)
         torch.cuda.set_device(local)
     torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30))
-    for name in TORCHRUN:
-        os.environ.pop(name, None)
     return place_of(config.training.ipus_per_replica, local)
 
 

@@ -13,8 +13,13 @@ from chestxray_vit.errors import InputError, is_foreign
 
 
 def world_size() -> int:
-    """Return the number of processes that torchrun started, 1 without it; a pipeline hides them once it has begun."""
+    """Return the number of processes that torchrun started, 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Return the number of this process on its machine, 0 without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def num_processes() -> int:

@@ -223,9 +223,10 @@ def training_arguments(given: Dict[str, Any], device: str, options: Any = None, 
     if device == "ipu":
         return _ipu_arguments(given, options)
     given[name_here("use_cpu")] = device == "cpu"
-    if device == "cpu" and world_size() > 1 and not given.get("ddp_backend"):
+    is_parallel = world_size() > 1 and place is None  # else each process trains a stage, as if it were alone
+    if device == "cpu" and is_parallel and not given.get("ddp_backend"):
         given["ddp_backend"] = "gloo"
-    if world_size() > 1 and given.get("ddp_find_unused_parameters") is None:
+    if is_parallel and given.get("ddp_find_unused_parameters") is None:
         given["ddp_find_unused_parameters"] = False
     kind = TrainingArguments
     if place is not None:

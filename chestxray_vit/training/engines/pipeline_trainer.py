@@ -7,10 +7,12 @@ weights and optimizer of the whole model, so that any other engine, or another c
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTForImageClassification
 
@@ -32,8 +34,28 @@ from chestxray_vit.training.engines.base import (
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 
 
+class LoneState(PartialState):
+    """accelerate's state of a process that trains alone, whatever torchrun's variables say.
+
+    By them accelerate would wrap each stage in data parallelism. All `PartialState`s share their attributes, so the
+    first one made decides for the Trainer's own.
+    """
+
+    def _prepare_backend(
+        self, cpu: bool, sagemaker_dp: bool = False, backend: Optional[str] = None
+    ) -> Tuple[None, DistributedType]:
+        return None, DistributedType.NO
+
+
 class StageArguments(TrainingArguments):
-    """TrainingArguments of one stage: only the first process writes and speaks."""
+    """TrainingArguments of one stage, whose process group is there: only the first process writes and prints."""
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        self.distributed_state = LoneState(cpu=self.use_cpu)
+        self._n_gpu = 0 if self.use_cpu else 1
+        return torch.device("cpu") if self.use_cpu else torch.device("cuda", torch.cuda.current_device())
 
     @property
     def process_index(self) -> int:

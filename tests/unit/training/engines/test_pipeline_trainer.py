@@ -241,6 +241,37 @@ def test_pipeline_without_torchrun_says_how_to_start_it(synthetic_dataset, tmp_p
     assert "found 1. Start them: torchrun --nproc-per-node 2 -m chestxray_vit.train" in capsys.readouterr().err
 
 
+LONE = """
+import os
+from chestxray_vit.pipeline.ipu_config import read_ipu_config
+from chestxray_vit.pipeline.stages import init_stage_rank
+from chestxray_vit.training.engines.pipeline_trainer import StageArguments
+from transformers import Trainer
+import torch
+
+before, rank = dict(os.environ), int(os.environ["RANK"])
+place = init_stage_rank(read_ipu_config("vit-tiny-2ipu"), "cpu", int(os.environ["LOCAL_RANK"]))
+args = StageArguments(output_dir=os.environ["OUT"], use_cpu=True, report_to="none", per_device_train_batch_size=3)
+trainer = Trainer(torch.nn.Linear(1, 1), args)
+assert dict(os.environ) == before
+assert (place.stage, args.process_index, args.world_size, args.n_gpu) == (rank, rank, 1, 0)
+assert (trainer.accelerator.num_processes, str(trainer.accelerator.distributed_type)) == (1, "DistributedType.NO")
+assert type(trainer.accelerator.prepare(trainer.model)) is torch.nn.Linear
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_each_stage_trains_alone_and_torchruns_variables_stay(tmp_path):
+    (tmp_path / "lone.py").write_text(LONE)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**ENVIRONMENT, "OUT": str(tmp_path / "out")}
+    done = subprocess.run(
+        [*launch, str(tmp_path / "lone.py")], env=environment, timeout=180, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 SMALL = ViTSize(image_size=16, patch_size=8, hidden_size=16, num_attention_heads=2, intermediate_size=32)
 SIZES = "--image_size 16 --patch_size 8 --hidden_size 16 --num_attention_heads 2 --intermediate_size 32".split()
 
