@@ -1,10 +1,9 @@
-"""Open an ingested data set, and turn its X-rays into what a ViT reads.
+"""Open an ingested data set once, and give its rows in the form that a ViT takes.
 
-`datasets`' ImageFolder walks 112,120 files for minutes each time it opens them; here the metadata is read
-at once and the files' presence is checked by one directory scan. Pixels come out bit-identical to the
-checkpoint's own image processor: it is asked once for its answer to each of the 256 grey levels.
+`datasets`' ImageFolder walks 112,120 files for minutes each time it opens them; here the metadata is read once, and one
+scan of each folder shows which images are there.
 
-B batch, H height, W width, L labels."""
+N images, B batch, H height, W width, L labels."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ FEATURES = {  # columns beside `image` and `labels`
 
 @dataclass(frozen=True, eq=False)
 class XrayDataset:
-    """An ingested folder, opened once: its metadata.jsonl is parsed and checked, and its images looked for, one time.
+    """An ingested folder, opened once: its metadata.jsonl was parsed and checked, and its images looked for.
 
     Attributes:
         dataset_dir: the folder as it was named.
@@ -129,7 +128,7 @@ def load_xrays(dataset_dir: str | Path, split: Optional[str] = None) -> datasets
 
 
 def preprocessed(xrays: datasets.Dataset, preprocess: Preprocess) -> datasets.Dataset:
-    """Return a view of `load_xrays`' data set whose rows are `pixel_values` (3, H, W) and `labels` (L)."""
+    """Return a view of rows of a data set that holds `pixel_values` (3, H, W) and `labels` (L)."""
     return (
         xrays.select_columns(["image", "labels"])
         .cast_column("image", datasets.Image(decode=False))
@@ -138,23 +137,24 @@ def preprocessed(xrays: datasets.Dataset, preprocess: Preprocess) -> datasets.Da
 
 
 def names_of(xrays: datasets.Dataset) -> Iterator[str]:
-    """Give the file names (N) of `load_xrays`' data set, without holding them all."""
+    """Yield the file names (N) of rows of a data set, without holding them all."""
     for part in _parts(xrays, "file_name"):
         yield from part.to_pylist()
 
 
 def targets_of(xrays: datasets.Dataset) -> np.ndarray:
-    """Return the labels (N, L) of `load_xrays`' data set, float32."""
+    """Return the labels (N, L) of rows of a data set, float32."""
     targets_NL = np.empty((len(xrays), xrays.features["labels"].length), np.float32)
     start = 0
     for part in _parts(xrays, "labels"):
-        targets_NL[start : start + len(part)].flat = part.combine_chunks().flatten().to_numpy()
-        start += len(part)
+        stop = start + len(part)
+        targets_NL[start:stop] = part.combine_chunks().flatten().to_numpy().reshape(len(part), -1)
+        start = stop
     return targets_NL
 
 
-def _parts(xrays: datasets.Dataset, name: str) -> Iterator:
-    """Give a column in parts, as Arrow has it."""
+def _parts(xrays: datasets.Dataset, name: str) -> Iterator[Any]:
+    """Yield a column in parts, as Arrow arrays."""
     rows = xrays.select_columns([name]).with_format("arrow")
     for start in range(0, len(rows), CHUNK):
         yield rows[start : start + CHUNK][name]

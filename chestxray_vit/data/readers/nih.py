@@ -100,9 +100,7 @@ def _read_rows(text: str, width: int, columns: Sequence[str], problems: Problems
             io.BytesIO(data),
             # one thread: only then does Arrow know the line of a bad row
             read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=1, use_threads=False, block_size=1 << 26),
-            parse_options=arrow_csv.ParseOptions(
-                ignore_empty_lines=False, invalid_row_handler=lambda row: ragged.append(row) or "skip"
-            ),
+            parse_options=arrow_csv.ParseOptions(ignore_empty_lines=False, invalid_row_handler=note_ragged),
             convert_options=arrow_csv.ConvertOptions(
                 include_columns=list(columns), column_types=dict.fromkeys(names, "string"), strings_can_be_null=False
             ),

@@ -1,4 +1,4 @@
-"""The release's images on disk: found in one scan, checked, and unpacked from NIH's archives.
+"""Find the release's images on disk in one scan, and unpack NIH's archives.
 
 Folders in the wild hold more than images: `.DS_Store`, `__MACOSX`, notebook checkpoints, Git LFS pointers
 named `*.png`, error pages. Only files whose name is NIH's count, and their first bytes are looked at."""
@@ -19,7 +19,7 @@ from chestxray_vit.images.files import check_pixels
 
 MOST_MEMBERS = 112_120  # in an archive: the whole release; NIH's own have 10,000
 MOST_BYTES = 1 << 26  # of an image; NIH's largest has 1 MB
-MOST_TIMES = 20  # as many bytes as the archive has, beside an image of the most: a PNG does not get smaller
+MOST_TIMES = 20  # the bytes of the archive, and one largest image beside: PNGs hardly compress
 LONGEST_READ = 1 << 20
 
 
@@ -31,8 +31,8 @@ def find_images(dataset_dir: Path, images_dir: Optional[Path] = None) -> Dict[Pa
         images_dir: look here instead.
 
     Returns:
-        For each folder that has some the files whose name is NIH's, a name in the first folder that has it. What else
-        lies there is ignored.
+        For each folder the files with a name of NIH's, if it has any; a name that several folders have counts in the
+        first of them. Other files are ignored.
 
     Raises:
         InputError: there is no such folder.
@@ -61,7 +61,7 @@ def find_images(dataset_dir: Path, images_dir: Optional[Path] = None) -> Dict[Pa
     return found
 
 
-def _is_file(file: os.DirEntry) -> bool:
+def _is_file(file: os.DirEntry[str]) -> bool:
     try:
         return file.is_file()
     except OSError:  # a link to itself
@@ -119,15 +119,16 @@ def _extract(archive: Path, images_dir: Path) -> int:
 
 
 class _Archive(tarfile.TarFile):
-    """A tar file that takes no header's word for how much memory it needs."""
+    """A tar file that does not trust its headers with how much memory they need."""
 
     @classmethod
-    def taropen(cls, name: Any, mode: Any = "r", fileobj: Any = None) -> tarfile.TarFile:  # what `open` calls
-        return cls(name, mode, _Guarded(fileobj))
+    def taropen(cls, name: Any, mode: Any = "r", fileobj: Any = None, **options: Any) -> _Archive:  # `open` calls it
+        guarded: Any = _Guarded(fileobj)
+        return cls(name, mode, guarded, **options)
 
 
 class _Guarded:
-    """A file of which little is read at a time: tarfile reads a pax header or a long name as one, of any size."""
+    """A file that limits each read: tarfile reads a pax header or a long name of any size at once."""
 
     def __init__(self, file: Any):
         self.seek, self.tell, self.close, self._read = file.seek, file.tell, file.close, file.read
@@ -139,10 +140,11 @@ class _Guarded:
 
 
 class _Contents:
-    """What was seen of an archive so far, to refuse what no archive of NIH's holds."""
+    """Gathers the members of an archive, to refuse what no archive of NIH's holds."""
 
     def __init__(self, archive: Path):
-        self.archive, self.names = archive.name, set()
+        self.archive = archive.name
+        self.names: Set[str] = set()
         self.num_members, self.num_bytes = 0, 0
         self.most_bytes = MOST_TIMES * archive.stat().st_size + MOST_BYTES
 
@@ -176,7 +178,10 @@ class _Contents:
 
 
 def _is_there(archive: Path, target: Path, num_bytes: int) -> bool:
-    """Return whether an image is there already; what is left of a stopped copy is not, another image is refused."""
+    """Return whether an image is there already.
+
+    The rest of a stopped copy does not count; a whole image of another size is refused.
+    """
     if not target.is_file():
         return False
     found = target.stat().st_size
@@ -191,7 +196,7 @@ def _is_there(archive: Path, target: Path, num_bytes: int) -> bool:
 def _check_end(tar: tarfile.TarFile) -> None:
     """Refuse an archive that does not end in a block of zeros: tarfile takes a cut or a broken header for the end.
 
-    The rest is read as well: only at its end does gzip compare its checksum.
+    The rest is read as well, because gzip compares its checksum only at the end.
     """
     whole = tar.fileobj.tell() == tar.offset + tarfile.BLOCKSIZE
     for rest in iter(lambda: tar.fileobj.read(1 << 20), b""):

@@ -1,7 +1,7 @@
 """Read NIH's BBox_List_2017.csv: where radiologists saw a finding, on 984 boxes of 880 test images.
 
 Its header has unquoted commas in brackets and three columns without a name, and it writes `Infiltrate` where the
-labels write `Infiltration`: so columns are found by name, and the finding is given its name of the labels."""
+labels write `Infiltration`: columns are found by name, and findings get the names of the label set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Collection, Dict, List, Optional, Sequence, Tuple
 
 from chestxray_vit.errors import InputError, Problems
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.storage.atomic import PathLike
 
 SIDE = 1024  # pixels of NIH's images, which the boxes are measured in
@@ -31,7 +31,7 @@ class Box:
 
     Attributes:
         file_name: of the image, without a folder.
-        finding: one of the 14.
+        finding: one of NIH's label set.
         x, y: left and upper edge, in pixels of 1024 x 1024.
         width, height: likewise, above 0.
     """
@@ -74,8 +74,8 @@ def count_used(boxes: Sequence[Box], used: Collection[str], images: Collection[s
 
     Args:
         boxes: all of the file.
-        used: images whose boxes were.
-        images: that the data set has; an image of these that was not used could not be read.
+        used: the images whose boxes were used.
+        images: of the data set; an image of these that was not used could not be read.
     """
     left_out = list(dict.fromkeys(box.file_name for box in boxes if box.file_name not in used))
     num_used = sum(box.file_name in used for box in boxes)
@@ -100,7 +100,7 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path.name} line {line}: not UTF-8. Save the file as UTF-8 without changing it.") from error
 
 
-def _read_rows(rows, problems: Problems) -> List[Box]:
+def _read_rows(rows: Any, problems: Problems) -> List[Box]:
     header = [name.strip() for name in next(rows, [])]
     if not any(header):
         problems.add("the file is empty", "expected a header and a line a box", REMEDY)
@@ -111,38 +111,40 @@ def _read_rows(rows, problems: Problems) -> List[Box]:
             problems.add(kind, repr(column), f"Found: {', '.join(filter(None, header))[:200]}. {REMEDY}")
     if problems:
         return []
-    place = {column: header.index(column) for column in COLUMNS}
-    named = max(place.values()) + 1
+    index_of = {column: header.index(column) for column in COLUMNS}
+    named = max(index_of.values()) + 1
     boxes: List[Optional[Box]] = []
     for row in filter(None, rows):
         if not named <= len(row) <= len(header):
             example = f"line {rows.line_num} has {len(row)} fields, expected {named} to {len(header)}"
             problems.add("row of another length", example, "A comma too many or few?")
             continue
-        boxes.append(_read_box({column: row[at].strip() for column, at in place.items()}, rows.line_num, problems))
+        boxes.append(
+            _read_box({column: row[index].strip() for column, index in index_of.items()}, rows.line_num, problems)
+        )
     if not boxes and not problems:
         problems.add("no box", "found a header and no row", REMEDY)
     return [box for box in boxes if box is not None]
 
 
 def _read_box(row: Dict[str, str], line: int, problems: Problems) -> Optional[Box]:
-    """Return the box of a row, or None where a number is none; what is wrong with it is noted."""
+    """Return the box of a row, or None where a field is no number; note what is wrong with it."""
     finding = NIH_NAMES.get(row[FINDING], row[FINDING])
     if not row[NAME]:
         problems.add("image name is empty", f"line {line}", "Name the image.")
-    if finding not in FINDINGS:
-        problems.add("unknown finding", f"line {line}: {finding!r}", f"Known: {', '.join(FINDINGS)}.")
+    if finding not in NIH_CHESTXRAY14.findings:
+        problems.add("unknown finding", f"line {line}: {finding!r}", f"Known: {', '.join(NIH_CHESTXRAY14.findings)}.")
     numbers = [_number(row[column]) for column in NUMBERS]
     wrong = [row[column] for column, number in zip(NUMBERS, numbers) if not math.isfinite(number)]
     for text in wrong:
         problems.add("not a number", f"line {line}: {text!r}", "Expected x, y, width and height in pixels.")
     if wrong:
         return None
-    _check_place(numbers, line, problems)
+    _check_position(numbers, line, problems)
     return Box(row[NAME], finding, *numbers)
 
 
-def _check_place(numbers: Sequence[float], line: int, problems: Problems) -> None:
+def _check_position(numbers: Sequence[float], line: int, problems: Problems) -> None:
     x, y, width, height = numbers
     if min(x, y) < -TOLERANCE or min(width, height) < 0:
         problems.add("negative number", f"line {line}: x {x:g}, y {y:g}, width {width:g}, height {height:g}", REMEDY)

@@ -2,72 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import gzip
-import random
-import re
 
-import numpy as np
-import pyarrow
-import pyarrow.csv
 import pytest
 
-from chestxray_vit.artifacts.metadata_writer import distinct
-from chestxray_vit.data.readers.entries import Entries
-from chestxray_vit.data.readers.nih import find_file, label_set, read_entries, read_test_list
-from chestxray_vit.data.readers.nih_fields import numbers_of, parse_age
+from chestxray_vit.data.readers.nih import find_file, read_entries, read_test_list
 from chestxray_vit.errors import InputError
 from chestxray_vit.labels import NIH_CHESTXRAY14
 from tests.conftest import HEADER, MINI_ROWS, write_csv
-
-KAGGLE_HEADER = (
-    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
-    "OriginalImageWidth,OriginalImageHeight,OriginalImagePixelSpacing_x,OriginalImagePixelSpacing_y"
-)
-
-COLUMNS = ["file_name", "number", "findings", "patient_id", "age", "sex", "view", "follow_up"]
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "Data_Entry_2017.csv"
-
-
-def row(name="00000004_000.png", findings="Mass", follow_up="0", patient=None, age="50", sex="F", view="AP"):
-    """Return a good row, less what is asked to be wrong."""
-    patient = str(int(name[:8])) if patient is None else patient
-    return f"{name},{findings},{follow_up},{patient},{age},{sex},{view},2500,2048,0.171,0.171"
-
-
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Make Arrow read 512 bytes at a time, as it reads 64 MiB of a longer file."""
-    read_options = pyarrow.csv.ReadOptions
-    monkeypatch.setattr(pyarrow.csv, "ReadOptions", lambda **options: read_options(**{**options, "block_size": 512}))
-
-
-def refusal(path, *rows, header=HEADER):
-    """Return the text with which a CSV of the mini release's five rows and these more is refused."""
-    write_csv(path, (*MINI_ROWS, *rows), header)
-    with pytest.raises(InputError) as error:
-        read_entries(path)
-    return str(error.value)
-
-
-def assert_is_mini(entries):
-    assert len(entries) == 5
-    assert entries.table.column_names == COLUMNS
-    assert entries.column("file_name") == [row_.split(",")[0] for row_ in MINI_ROWS]
-    assert entries.column("number") == [1000, 1001, 3000, 2000, 3001]
-    assert entries.column("findings") == [row_.split(",")[1] for row_ in MINI_ROWS]
-    assert entries.column("patient_id") == ["1", "1", "3", "2", "3"]
-    assert entries.column("age") == [57, 58, 80, 80, 81]
-    assert entries.column("sex") == ["M", "M", "F", "M", "F"]
-    assert entries.column("view") == ["PA", "PA", "AP", "PA", "PA"]
-    assert entries.column("follow_up") == [0, 1, 0, 0, 1]
-    assert entries.notices == ()
-
+from tests.helpers.nih_tables import KAGGLE_HEADER, assert_is_mini, refusal, row
 
 # The forms in circulation.
 
@@ -116,181 +59,6 @@ def test_bytes_in_circulation(path, change):
     assert_is_mini(read_entries(path))
 
 
-@pytest.mark.parametrize(
-    "text, years",
-    [
-        ("58", 58),
-        ("0", 0),
-        ("058Y", 58),
-        ("013M", 1),
-        ("011M", 0),
-        ("024M", 2),
-        ("001D", 0),
-        ("730D", 2),
-        ("120", 120),
-        ("121", None),
-        ("411Y", None),
-        ("", None),
-        ("-1", None),
-        ("58.0", None),
-        ("58y", None),
-        ("058W", None),
-        ("٥٨", None),
-        ("58\n", None),
-        (" 58", None),
-        ("99999", None),
-    ],
-)
-def test_parse_age(text, years):
-    assert parse_age(text) == years
-
-
-def test_what_is_unusable_becomes_null_with_a_notice(path):
-    rows = [
-        row("00000004_000.png", age="411Y"),
-        row("00000004_001.png", age="148", sex="", view=""),
-        row("00000004_002.png", age="013M", sex="U", follow_up="first"),
-        row("00000004_003.png", age="001D", view="LL", follow_up="9" * 5000),
-    ]
-    entries = read_entries(write_csv(path, rows))
-    assert entries.column("age") == [None, None, 1, 0]
-    assert entries.column("sex") == ["F", None, None, "F"]
-    assert entries.column("view") == ["AP", None, "AP", "LL"]
-    assert entries.column("follow_up") == [0, 0, None, None]
-    assert entries.notices == (
-        "2 of 4 rows have no usable age (such as '411Y'): kept as null",
-        "2 of 4 rows have no usable sex (such as ''): kept as null",
-        "1 of 4 rows have no usable view (such as ''): kept as null",
-        "2 of 4 rows have no usable follow-up number (such as 'first'): kept as null",
-    )
-
-
-def test_a_column_that_is_null_in_every_row(path):
-    rows = [row(f"00000004_00{number}.png", follow_up="", age="", sex="", view="") for number in range(3)]
-    entries = read_entries(write_csv(path, rows))
-    for name in ("age", "sex", "view", "follow_up"):
-        assert entries.column(name) == [None] * 3
-        assert distinct(entries.arrow(name))[0] == [None]
-    assert [str(entries.arrow(name).type.value_type) for name in ("age", "sex")] == ["int64", "string"]
-    assert len(entries.notices) == 4
-
-
-def test_labels(path):
-    write_csv(path)
-    for include_no_finding in (False, True):
-        entries = read_entries(path, label_set(include_no_finding))
-        encode = entries.label_set.encode
-        labels, codes_N = entries.labels()
-        assert [labels[code] for code in codes_N] == [
-            encode(["Cardiomegaly"]),
-            encode(["Cardiomegaly", "Emphysema"]),
-            encode(["Hernia"]),
-            [0.0] * 14 + [1.0] * include_no_finding,
-            encode(["Infiltration", "Pleural_Thickening"]),
-        ]
-        assert entries.label_set == (NIH_CHESTXRAY14.with_negative_column() if include_no_finding else NIH_CHESTXRAY14)
-
-
-def test_keep(path):
-    entries = read_entries(write_csv(path)).keep(np.array([True, False, False, False, True]), ["a notice"])
-    assert entries.column("file_name") == ["00000001_000.png", "00000003_001.png"]
-    assert entries.column("findings") == ["Cardiomegaly", "Pleural_Thickening|Infiltration"]
-    assert [entries.column(name) for name in ("patient_id", "age", "sex")] == [["1", "3"], [57, 81], ["M", "F"]]
-    assert [entries.column(name) for name in ("view", "follow_up")] == [["PA", "PA"], [0, 1]]
-    assert (len(entries), entries.notices) == (2, ("a notice",))
-    left_out = entries.keep(np.array([True, False]), reason="no reason").keep(np.array([False]), reason="another")
-    assert (left_out.left_out, left_out.notices) == ((("no reason", 1), ("another", 1)), ("a notice",))
-    labels, codes_N = entries.labels()
-    assert [labels[code] for code in codes_N] == [
-        NIH_CHESTXRAY14.encode(["Cardiomegaly"]),
-        NIH_CHESTXRAY14.encode("Infiltration|Pleural_Thickening".split("|")),
-    ]
-
-
-# Against a slow reader: csv's, row by row.
-
-
-def draw_rows(rng, num_rows):
-    """Draw rows of all that a column may hold, a fifth of them doubled and agreeing, some fields quoted."""
-    numbers = rng.sample(range(1000 * rng.choice([1, 50, 99_999_999])), num_rows)
-    rows = []
-    for number in numbers:
-        name = f"{number // 1000:08d}_{number % 1000:03d}.png"
-        findings = "|".join(rng.sample(NIH_CHESTXRAY14.findings, rng.randrange(4))) or "No Finding"
-        age = rng.choice(["58", "058Y", "013M", "730D", "411Y", "", "x", "0", "120", "121"])
-        sex, view = (
-            rng.choice(["M", "F", "", "U"]),
-            rng.choice(["PA", "AP", "", "LL", f'Ä{"," * (num_rows > 99)} "q"', "null", "NA"]),
-        )
-        fields = [name, findings, rng.choice(["0", "7", "", "x", "-1", "007"]), str(number // 1000), age, sex, view]
-        rows.append([*fields, "1", "", "0.1", "0.1"])
-    rows += [list(rng.choice(rows)) for _ in range(num_rows // 5)]
-    rng.shuffle(rows)
-
-    def cell(field):
-        return '"' + field.replace('"', '"' * 2) + '"' if '"' in field or rng.random() < 0.1 else field
-
-    return [",".join(map(cell, fields)) for fields in rows]
-
-
-def slow_entries(path):
-    """Read a CSV of NIH's header with `csv`, each row alone; return its columns by our names."""
-    seen, rows = set(), []
-    with open(path, encoding="utf-8", newline="") as file:
-        for name, findings, follow_up, patient, age, sex, view, *_ in list(csv.reader(file))[1:]:
-            if name in seen:
-                continue
-            seen.add(name)
-            number = int(name[:8] + name[9:12])
-            follow_up = int(follow_up) if follow_up.isdecimal() else None
-            sex = {"M": "M", "F": "F"}.get(sex)
-            rows.append((name, number, findings, str(int(patient)), parse_age(age), sex, view or None, follow_up))
-    return dict(zip(COLUMNS, map(list, zip(*rows))))
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_random_files_read_as_by_a_slow_reader(path, seed, small_blocks):
-    rng = random.Random(seed)
-    for num_rows in (1, 2, 7, 8, 9, 150):
-        write_csv(path, draw_rows(rng, num_rows))
-        with_no_finding = label_set(include_no_finding=True)
-        entries, expected = read_entries(path, with_no_finding), slow_entries(path)
-        assert {name: entries.column(name) for name in COLUMNS} == expected
-        assert len(entries) == num_rows
-        for _ in range(2):  # what was kept once is filtered again
-            kept_N = np.array([rng.random() < 0.5 for _ in range(len(entries))], dtype=bool)
-            entries = entries.keep(kept_N)
-            expected = {name: [v for v, keep in zip(column, kept_N) if keep] for name, column in expected.items()}
-            assert {name: entries.column(name) for name in COLUMNS} == expected
-            for name in COLUMNS:
-                assert entries.arrow(name).to_pylist() == expected[name]
-                values, codes_N = distinct(entries.arrow(name))
-                assert [values[code] for code in codes_N] == expected[name]
-            assert entries.numbers("number").tolist() == expected["number"]
-            labels, codes_N = entries.labels()
-            assert [labels[code] for code in codes_N] == [
-                with_no_finding.encode(cell.split("|")) for cell in expected["findings"]
-            ]
-
-
-def test_a_table_of_several_chunks_and_slices(path):
-    """Chunks whose buffers start before them give their own rows."""
-    rows = [
-        row(f"00000004_{number:03d}.png", age=str(number), view=["", "PA", "AP"][number % 3]) for number in range(40)
-    ]
-    table = read_entries(write_csv(path, rows)).table
-    pieces = [slice(3, 10), slice(30, 40), slice(0, 3), slice(12, 13)]
-    entries = Entries(pyarrow.concat_tables([table.slice(p.start, p.stop - p.start) for p in pieces]), NIH_CHESTXRAY14)
-    places = [place for piece in pieces for place in range(40)[piece]]
-    for kept in (entries, entries.keep(np.arange(len(places)) % 2 == 0)):
-        where = places if kept is entries else places[::2]
-        assert kept.column("age") == kept.arrow("age").to_pylist() == where
-        assert kept.arrow("view").to_pylist() == [[None, "PA", "AP"][place % 3] for place in where]
-        assert kept.numbers("number").tolist() == numbers_of(kept.arrow("file_name")).tolist()
-        values, codes_N = distinct(kept.arrow("view"))
-        assert [values[code] for code in codes_N] == [[None, "PA", "AP"][place % 3] for place in where]
-
-
 def test_lines_are_counted_over_blocks(path, small_blocks):
     good = [row(f"0000{number // 1000:04d}_{number % 1000:03d}.png") for number in range(1000, 1300)]
     wrong = {60: "x,y", 61: good[61] + ",7,8", 250: "x,y"}
@@ -323,74 +91,6 @@ def test_a_file_of_two_of_arrows_blocks(path):
     lines[129_500] = lines[129_500][:60]
     with pytest.raises(InputError, match="row of another length: line 129502 has 10 fields, expected 11. Is the file"):
         read_entries(write_csv(path, lines))
-
-
-# numbers_of
-
-
-def slow_numbers(names):
-    found = [re.fullmatch(r"([0-9]{8})_([0-9]{3})\.png", name) for name in names]
-    return [int(match.group(1) + match.group(2)) if match else -1 for match in found]
-
-
-GOOD_NAMES = ["00000000_000.png", "00030805_000.png", "99999999_999.png", "12345678_901.png"]
-OTHER_NAMES = [
-    "12345678-901.png",
-    "12345678_901.PNG",
-    "12345678_901xpng",
-    "1234567a_901.png",
-    "1234567/_901.png",  # the neighbours of the digits in ASCII
-    "1234567:_901.png",
-    "12345678_90\x00.png",
-    "12345678_90\xff.pn",  # sixteen bytes in UTF-8
-    "123456٧_901.png",  # an Arabic digit: sixteen bytes, fifteen signs
-    "1234٦٧_901.png",  # two: sixteen bytes, fourteen signs
-    "00000４_901.png",  # a wide digit: three bytes
-    "12345678_9012png",
-    "",
-    "12345678_901.pn",
-    "12345678_901.png ",
-    "12345678_901.png\n",
-    "../12345678_901.png",
-    "٠٠٠٠٠٠٠٤_000.png",
-]
-
-
-@pytest.mark.parametrize(
-    "names", [GOOD_NAMES, *([*GOOD_NAMES[:2], name, GOOD_NAMES[2]] for name in OTHER_NAMES)], ids=repr
-)
-def test_numbers_of(names):
-    numbers_N = numbers_of(pyarrow.array(names, "string"))
-    assert numbers_N.dtype == np.int64
-    assert numbers_N.tolist() == slow_numbers(names)
-    assert (numbers_N.min() == -1) == (names is not GOOD_NAMES)
-
-
-def test_numbers_of_none_and_one():
-    for names in ([], ["00000012_345.png"], ["x"], [""]):
-        numbers_N = numbers_of(pyarrow.array(names, "string"))
-        assert (numbers_N.dtype, numbers_N.tolist()) == (np.int64, slow_numbers(names))
-
-
-@pytest.mark.parametrize("names", [GOOD_NAMES * 5, ["x", *GOOD_NAMES, "", *GOOD_NAMES], OTHER_NAMES + GOOD_NAMES])
-def test_numbers_of_a_part_of_an_array(names):
-    array = pyarrow.array(names, "string")
-    for start in range(len(names)):
-        for stop in range(start, len(names) + 1):
-            assert numbers_of(array[start:stop]).tolist() == slow_numbers(names[start:stop])
-            assert numbers_of(array[start:][: stop - start]).tolist() == slow_numbers(names[start:stop])
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_numbers_of_random_names(seed):
-    rng = random.Random(seed)
-    for _ in range(200):
-        names = [list(f"{rng.randrange(10**8):08d}_{rng.randrange(1000):03d}.png") for _ in range(rng.randrange(1, 5))]
-        for _ in range(rng.randrange(3)):
-            name = rng.choice(names)
-            name[rng.randrange(16)] = rng.choice("09/:_.pngPN\x00\n٣é４")
-        names = ["".join(name) for name in names]
-        assert numbers_of(pyarrow.array(names, "string")).tolist() == slow_numbers(names)
 
 
 def test_find_file_prefers_the_first_name_and_the_plain_file(tmp_path):
@@ -481,77 +181,6 @@ def test_damaged_gzip(path):
         read_entries(path)
 
 
-# Refusals: the rows. The five good rows stand on lines 2 to 6.
-
-
-@pytest.mark.parametrize(
-    "wrong, expected",
-    [
-        (row(findings="Pneumonía"), "unknown finding: line 7: 'Pneumonía'. Known: Atelectasis, Cardiomegaly, "),
-        (row(findings="Mass|Infiltrate"), "unknown finding: line 7: 'Mass|Infiltrate'. Known: "),
-        (row(findings="Mass|"), "unknown finding: line 7: 'Mass|'. Known: "),
-        (row(findings="Mass | Edema"), "unknown finding: line 7: 'Mass | Edema'. Known: "),
-        (row(findings="Pleural Thickening"), "unknown finding: line 7: 'Pleural Thickening'. Known: "),
-        (row(findings=""), "empty findings: line 7: ''. Write No Finding where there is none."),
-        (
-            row(findings="No Finding|Mass"),
-            "No Finding with another finding: line 7: 'No Finding|Mass'. Remove No Finding or the other.",
-        ),
-        (
-            row(findings="No Finding|No Finding"),
-            "No Finding with another finding: line 7: 'No Finding|No Finding'. Remove No Finding or the other.",
-        ),
-        (row(patient="x"), "patient id is not a number: line 7: 'x'. Expected 1 to 30805."),
-        (row(patient=""), "patient id is not a number: line 7: ''. Expected 1 to 30805."),
-        (row(patient="-4"), "patient id is not a number: line 7: '-4'. Expected 1 to 30805."),
-        (row(patient="٤"), "patient id is not a number: line 7: '٤'. Expected 1 to 30805."),
-        (row(patient="0x4"), "patient id is not a number: line 7: '0x4'. Expected 1 to 30805."),
-        (row("00000000_000.png", patient="-0"), "patient id is not a number: line 7: '-0'. Expected 1 to 30805."),
-        (row(patient="0000000004"), "patient id is not a number: line 7: '0000000004'. Expected 1 to 30805."),
-        (row(patient="9" * 20), f"patient id is not a number: line 7: '{'9' * 20}'. Expected 1 to 30805."),
-        (
-            row(patient="5"),
-            "patient id differs from the image's name: line 7: 00000004_000.png has patient 5. "
-            "Were columns sorted apart?",
-        ),
-    ],
-)
-def test_a_wrong_row(path, wrong, expected):
-    assert refusal(path, wrong).startswith(f"Data_Entry_2017.csv: {expected}")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../00000004_000.png",
-        "../x.png",
-        "/00000004_000.png",
-        "/etc/passwd",
-        "images/00000004_000.png",
-        "0000004_000.png",
-        "000000004_000.png",
-        "00000004_00.png",
-        "00000004_0000.png",
-        "00000004-000.png",
-        "00000004_000.PNG",
-        "00000004_000.jpg",
-        "00000004_000xpng",
-        "00000004_000.png.png",
-        " 00000004_000.png",
-        "00000004_000.png ",
-        "٠٠٠٠٠٠٠٤_000.png",
-        "0000000４_000.png",
-        "00000004_000.png\x85",
-        "",
-    ],
-)
-def test_a_name_that_is_not_nihs(path, name):
-    assert refusal(path, row(name, patient="4")) == (
-        f"Data_Entry_2017.csv: image name is not NIH's: line 7: {name!r}. "
-        "Expected eight digits, _, three digits, .png: a name in the images' folder."
-    )
-
-
 def test_rows_of_another_length(path):
     long, short = row("00000004_001.png") + ",7,8", "00000004_002.png,Mass"
     assert refusal(path, long, row(), short) == (
@@ -630,60 +259,11 @@ def test_more_fields_than_names(path):
         read_entries(path)
 
 
-# Doubled rows.
-
-
-def test_doubled_rows_that_agree_are_merged(path):
-    again = [
-        MINI_ROWS[1].replace("Emphysema|Cardiomegaly", "Cardiomegaly|Emphysema").replace(",58,", ",058Y,"),
-        MINI_ROWS[3].replace("2500,2048", "1,1"),
-        MINI_ROWS[3],
-    ]
-    entries = read_entries(write_csv(path, [*MINI_ROWS, *again]))
-    assert entries.notices == ("3 doubled rows agree with the first of their image: merged",)
-    assert_is_mini(dataclasses.replace(entries, notices=()))
-
-
-@pytest.mark.parametrize(
-    "old, new",
-    [("Cardiomegaly", "Mass"), ("Cardiomegaly", "No Finding"), (",57,", ",58,"), (",M,", ",F,"), (",PA,", ",AP,")],
-)
-def test_doubled_rows_that_contradict_are_refused(path, old, new):
-    assert refusal(path, MINI_ROWS[0].replace(old, new)) == (
-        "Data_Entry_2017.csv: rows of one image contradict each other: 00000001_000.png on lines 2 and 7. "
-        "Keep the right one."
-    )
-
-
-def test_all_problems_are_told_at_once(path):
-    wrong = [row(f"{10 + number // 1000:08d}_{number % 1000:03d}.png", findings="Masse") for number in range(1100)]
-    more = [
-        row("00000005_000.png", findings=""),
-        row("00000005_001.png", findings="Mass|No Finding"),
-        row("00000005_002.png", patient="6"),
-        row("00000005_003.png", patient="six"),
-        row("x.png", patient="7"),
-        MINI_ROWS[0].replace("57", "58"),
-    ]
-    assert refusal(path, *wrong, *more).splitlines() == [
-        "Data_Entry_2017.csv: 7 kinds of problems",
-        "  - empty findings: line 1107: ''. Write No Finding where there is none.",
-        "  - unknown finding (1,100 times; the first 3: line 7: 'Masse'; line 8: 'Masse'; line 9: 'Masse'). Known: "
-        "Atelectasis, Cardiomegaly, Effusion, Infiltration, Mass, Nodule, Pneumonia, Pneumothorax, Consolidation, "
-        "Edema, Emphysema, Fibrosis, Pleural_Thickening, Hernia, No Finding. Is the file UTF-8 and the spelling NIH's?",
-        "  - No Finding with another finding: line 1108: 'Mass|No Finding'. Remove No Finding or the other.",
-        "  - image name is not NIH's: line 1111: 'x.png'. "
-        "Expected eight digits, _, three digits, .png: a name in the images' folder.",
-        "  - patient id differs from the image's name: line 1109: 00000005_002.png has patient 6. "
-        "Were columns sorted apart?",
-        "  - patient id is not a number: line 1110: 'six'. Expected 1 to 30805.",
-        "  - rows of one image contradict each other: 00000001_000.png on lines 2 and 1112. Keep the right one.",
-    ]
-
-
 # The split lists.
 
 NAMES = [line.split(",")[0] for line in MINI_ROWS]
+
+
 TRAIN_VAL, TEST = [NAMES[0], NAMES[1], NAMES[3]], [NAMES[2], NAMES[4]]
 
 
