@@ -1,8 +1,8 @@
 """Hostile inputs, and the three promises that hold on each of them.
 
 The output is right, or a clear error says how to mend the input; nothing of the user's is lost or overwritten by half
-an output; nothing outside the folder is read, written or executed. A case says how to spoil a good input, which stage
-meets it, and what must come of it; test_corpus.py holds the promises on every case, test_fuzz.py on random ones.
+an output; nothing outside the folder is read, written or executed. A case says how to spoil a good input, which command
+meets it, and what must come of it; test_corpus.py holds the promises on every case, test_fuzz_*.py on random ones.
 
 A case's folder is a copy of a good one:
 
@@ -24,7 +24,7 @@ ACCEPT, NOTICE, PARTLY, REFUSE = "accept", "notice", "partly", "refuse"
 EXIT_CODES = {ACCEPT: 0, NOTICE: 0, PARTLY: 1, REFUSE: 2}  # PARTLY: `predict` left out an image that it cannot read
 STALE = b"of an earlier run\n"
 
-# What a stage may write, by its first word; all of it is stale before.
+# What a command may write, by its first word; all of it is stale before.
 OUTPUTS: Dict[str, Tuple[str, ...]] = {
     "ingest": ("release/images/metadata.jsonl", "release/images/ingest_report.json"),
     "predict": ("scores.csv",),
@@ -50,11 +50,11 @@ class Case:
     Attributes:
         name: in a few words, unique within its kind.
         make: spoils the copy of the good folder that it is given.
-        command: a stage and its arguments; paths are relative to the folder.
+        command: its name and its arguments; paths are relative to the folder.
         outcome: ACCEPT, NOTICE, PARTLY or REFUSE.
         words: that the message must hold.
         check: of what was written and said, given the folder and the message; raises where that is wrong.
-        writes: patterns of paths that may be written besides the stage's outputs.
+        writes: patterns of paths that may be written besides the outputs of the command.
         contained: run in a process of its own, with a limit of time and memory: it might hang, crash, or fill both.
     """
 
@@ -68,7 +68,7 @@ class Case:
     contained: bool = False
 
     @property
-    def stage(self) -> str:
+    def program(self) -> str:
         """The first word of the command."""
         return self.command.split()[0]
 

@@ -353,7 +353,7 @@ EVALUATIONS = (
     no_metadata(
         "evaluated, NaN weights", all_of(ingested(), tensors(lambda t: t["classifier.bias"].fill(np.nan))), "NaN"
     ),
-    no_metadata("metadata of another stage", lambda root: None, "metadata.jsonl: line 1: ", AGAIN),
+    no_metadata("metadata of another command", lambda root: None, "metadata.jsonl: line 1: ", AGAIN),
     no_metadata("metadata cut", metadata_text(lambda content: content[:-30]), "line 97: ", AGAIN),
     no_metadata("metadata of no bytes", metadata_text(lambda content: b""), "no rows", AGAIN),
     no_metadata("metadata not UTF-8", metadata_text(lambda content: content.replace(b"PA", b"\xff\xff")), AGAIN),

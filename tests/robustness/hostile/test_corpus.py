@@ -1,4 +1,4 @@
-"""Every hostile input meets its stage: exit code, words, and the three promises of tests/hostile."""
+"""Every hostile input meets its command: exit code, words, and the three promises of this folder."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def good(tmp_path_factory) -> Path:
     assert report.main([str(root / "predictions" / "predictions.csv"), "--output_dir", str(root / "expected")]) == 0
     with contextlib.suppress(ImportError):
         draw_run(root / "run")
-    for stage in OUTPUTS.values():
-        for name in stage:
+    for names in OUTPUTS.values():
+        for name in names:
             put(root / name, STALE)
     return root
 
@@ -142,7 +142,7 @@ class Watch:
 WATCH = Watch()  # a hook cannot be taken away again, so there is one
 
 
-# Running a stage.
+# Running a command.
 
 
 class TooLong(Exception):
@@ -164,10 +164,10 @@ def limited(seconds: int) -> Iterator[None]:
 
 
 def run_here(case: Case, root: Path, capsys, caplog) -> Tuple[int, str]:
-    stage = importlib.import_module(f"chestxray_vit.{case.stage}")
+    command = importlib.import_module(f"chestxray_vit.{case.program}")
     try:
         with limited(SECONDS), WATCH.over(root) as seen:
-            code = stage.main(shlex.split(case.command)[1:])
+            code = command.main(shlex.split(case.command)[1:])
     except TooLong:
         pytest.fail(f"more than {SECONDS} s", pytrace=False)  # pytest stumbles over where a signal may raise
     assert not seen
@@ -176,11 +176,11 @@ def run_here(case: Case, root: Path, capsys, caplog) -> Tuple[int, str]:
 
 
 def run_contained(case: Case, root: Path) -> Tuple[int, str]:
-    """Run a stage in a process that is stopped where it hangs, and has little memory to fill."""
+    """Run a command in a process that is stopped where it hangs, and has little memory to fill."""
     paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
     programs = f"{root / 'outside' / 'bin'}{os.pathsep}{os.environ['PATH']}"  # ours first, whose run leaves a file
     process = subprocess.Popen(
-        [sys.executable, "-m", f"chestxray_vit.{case.stage}", *shlex.split(case.command)[1:]],
+        [sys.executable, "-m", f"chestxray_vit.{case.program}", *shlex.split(case.command)[1:]],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -224,7 +224,7 @@ def _marks(case: Case) -> list:
     ],
 )
 def test_a_hostile_input(case: Case, good, tmp_path, monkeypatch, capsys, caplog):
-    if case.stage in ("predict", "evaluate"):
+    if case.program in ("predict", "evaluate"):
         pytest.importorskip("torch")
     root = tmp_path / "case"
     shutil.copytree(good, root, symlinks=True)
@@ -246,8 +246,8 @@ def test_a_hostile_input(case: Case, good, tmp_path, monkeypatch, capsys, caplog
         assert len(said) < MOST_SAID
         assert not touched
     else:
-        may_write = [f"case/{name}" for name in (*OUTPUTS[case.stage], *case.writes)]
+        may_write = [f"case/{name}" for name in (*OUTPUTS[case.program], *case.writes)]
         assert {name for name in touched if not any(fnmatch.fnmatch(name, one) for one in may_write)} == set()
-        assert {f"case/{name}" for name in OUTPUTS[case.stage]} <= touched
+        assert {f"case/{name}" for name in OUTPUTS[case.program]} <= touched
     if case.check is not None:
         case.check(root, said)
