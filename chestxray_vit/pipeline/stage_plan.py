@@ -295,7 +295,7 @@ class StagePlan:
             numbers = [*_numbers((stage.parameters, stage.flops)), str(stage.in_flight)]
             numbers += _megabytes([getattr(stage, name) for name in MEMORY], places)
             rows.append([str(stage.index), stage.holds, *numbers, self.verdict(stage)])
-        return aligned([*HEADER, *reversed(rows)], words=(1, len(HEADER[0]) - 1))
+        return aligned([*HEADER, *reversed(rows)], left=(1, len(HEADER[0]) - 1))
 
 
 def balance(shape: ViTSize, num_stages: int) -> Tuple[int, ...]:

@@ -1,5 +1,5 @@
-"""Random Data_Entry CSVs and split lists through their readers: a whole one comes back as it was written, a broken one is
-read or refused, and nothing but an InputError escapes."""
+"""Random Data_Entry CSVs and split lists through their readers: a whole one comes back as it was written, a broken one
+is read or refused, and nothing but an InputError escapes."""
 
 from __future__ import annotations
 
