@@ -46,7 +46,8 @@ def with_columns_of(predictions: Predictions, other: Predictions, what: str) -> 
             f"{what} are of other labels. Expected {', '.join(expected)}; found {', '.join(found)}. "
             "Give predictions of a model for the same labels."
         )
-    return other if expected == found else _with_columns(other, label_set_of(predictions))
+    label_set = label_set_of(predictions)
+    return other if label_set_of(other).names == label_set.names else _with_columns(other, label_set)
 
 
 def _with_columns(predictions: Predictions, label_set: LabelSet) -> Predictions:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from chestxray_vit.artifacts.predictions import Predictions
+from chestxray_vit.labels import LabelSet
 from chestxray_vit.reporting.summary import Options, ReportInputs, build_report
+
+OTHER_LABELS = LabelSet("Ward <7> & co", ("Rib fracture", "<b>a|b</b> *x* _y_", "cost $5$ & more 肺"))
 
 
 def report_of(predictions, compare_with=None, options=None, **inputs):
@@ -60,3 +65,20 @@ def every_result():
         report_of(edge_cases()),
         report_of(edge_cases(), edge_cases()),
     ]
+
+
+def other_labels(num_images=400):
+    """Return predictions for a label set that is not NIH's, with names that HTML, Markdown and matplotlib could take
+    for markup."""
+    return with_labels(random_predictions(num_images=num_images), OTHER_LABELS)
+
+
+def with_labels(predictions, label_set):
+    """Return the first columns of predictions as those of another label set."""
+    size = len(label_set)
+    return dataclasses.replace(
+        predictions,
+        targets_NL=predictions.targets_NL[:, :size],
+        scores_NL=predictions.scores_NL[:, :size],
+        label_set=label_set,
+    )
