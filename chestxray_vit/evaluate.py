@@ -198,7 +198,7 @@ def _write(
     from chestxray_vit.artifacts.evaluation import FILE, provenance, source_of, write_provenance
     from chestxray_vit.artifacts.metadata import find_metadata
     from chestxray_vit.artifacts.predictions import write_predictions
-    from chestxray_vit.data.synthetic import release as phantom
+    from chestxray_vit.data.synthetic.release import is_synthetic
     from chestxray_vit.images.thumbnails import thumbnails
     from chestxray_vit.reporting.render.text import to_text
     from chestxray_vit.reporting.sections.curves import mistaken_images
@@ -208,7 +208,7 @@ def _write(
 
     for name, table in tables.items():
         write_predictions(path_of[name], table)
-    metadata, drawn = find_metadata(own.dataset_dir), phantom.is_synthetic(own.dataset_dir)
+    metadata, drawn = find_metadata(own.dataset_dir), is_synthetic(own.dataset_dir)
     where = provenance(path_of[PREDICTIONS], own.split, drawn, command, backend.versions(), run_dir, metadata)
     write_provenance(path_of[FILE], where)
     source = source_of(path_of[PREDICTIONS])._replace(file_name=PREDICTIONS)

@@ -1,4 +1,4 @@
-"""What the tests share: a phantom release, raw and ingested, and a release of three patients written by hand."""
+"""What the tests share: a synthetic release, raw and ingested, and a release of three patients written by hand."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def mini_release(tmp_path):
 
 @pytest.fixture(scope="session")
 def synthetic_release(tmp_path_factory):
-    """Return a folder with a phantom release, not ingested. Shared: never write into it."""
-    return draw_release(tmp_path_factory.mktemp("phantom") / "release", num_patients=60, image_size=64, seed=1337)
+    """Return a folder with a synthetic release, not ingested. Shared: never write into it."""
+    return draw_release(tmp_path_factory.mktemp("synthetic") / "release", num_patients=60, image_size=64, seed=1337)
 
 
 @pytest.fixture(scope="session")
 def synthetic_dataset(tmp_path_factory):
-    """Return a folder with an ingested phantom release; train, validation and test hold images. Shared, as above."""
-    folder = draw_release(tmp_path_factory.mktemp("phantom") / "dataset", num_patients=60, image_size=64, seed=1337)
+    """Return a folder with an ingested synthetic release; train, validation and test hold images. Shared, as above."""
+    folder = draw_release(tmp_path_factory.mktemp("synthetic") / "dataset", num_patients=60, image_size=64, seed=1337)
     assert ingest.main([str(folder), "--split", "official", "--val_fraction", "0.2"]) == 0
     return folder
 

@@ -1,4 +1,4 @@
-"""Releases to measure on: NIH's real table where it is at hand, else drawn rows repeated to its size."""
+"""Releases to measure on: NIH's real table where it is at hand, else synthetic rows repeated to its size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import List, Set, Tuple
 from PIL import Image
 
 from chestxray_vit.data.readers import nih
-from chestxray_vit.data.synthetic import release as phantom
+from chestxray_vit.data.synthetic.release import Study, draw_release, draw_xray
 
 FULL = 112_120  # images of ChestX-ray14
 REAL = Path(__file__).parents[3] / "shared" / "data" / "nih"
@@ -24,7 +24,7 @@ def write_tables(directory: Path, num_rows: int) -> str:
     directory.mkdir(parents=True)
     real = nih.find_file(REAL, nih.CSV_NAMES)
     if real is None:
-        header, rows, test_names = _drawn_rows(num_rows)
+        header, rows, test_names = _synthetic_rows(num_rows)
     else:
         data = real.read_bytes()
         text = (gzip.decompress(data) if real.suffix == ".gz" else data).decode()
@@ -35,16 +35,16 @@ def write_tables(directory: Path, num_rows: int) -> str:
     (directory / CSV).write_text("\n".join([header, *rows]) + "\n")
     for name, in_test in ((nih.TRAIN_VAL_LIST, False), (nih.TEST_LIST, True)):
         (directory / name).write_text("\n".join(image for image in names if (image in test_names) == in_test))
-    return f"{'NIH table' if real else 'drawn table'}, {len(rows):,} rows"
+    return f"{'NIH table' if real else 'synthetic table'}, {len(rows):,} rows"
 
 
-def _drawn_rows(num_rows: int) -> Tuple[str, List[str], Set[str]]:
-    """Repeat the rows of a small phantom, each time with new patients; return header, rows and the test images."""
+def _synthetic_rows(num_rows: int) -> Tuple[str, List[str], Set[str]]:
+    """Repeat a small synthetic release with new patients each time; return header, rows and the test images."""
     num_patients = 100
     with tempfile.TemporaryDirectory() as folder:
-        drawn = phantom.draw_release(Path(folder, "phantom"), num_patients)
-        test_names = set((drawn / nih.TEST_LIST).read_text().split())
-        header, *lines = (drawn / CSV).read_text().splitlines()
+        release = draw_release(Path(folder, "synthetic"), num_patients)
+        test_names = set((release / nih.TEST_LIST).read_text().split())
+        header, *lines = (release / CSV).read_text().splitlines()
     rows, in_test = [], set()
     for offset in range(0, num_rows * num_patients // len(lines) + num_patients, num_patients):
         for name, cell, follow_up, patient, *rest in csv.reader(lines):
@@ -83,6 +83,6 @@ def xrays_1024(directory: Path, num_images: int) -> Tuple[List[Path], str]:
         return real, "NIH PNGs of 1024 px"
     directory.mkdir(parents=True)
     for number in range(num_images):
-        image_HW = phantom.draw_xray([], patient_id=number + 1, study=0, image_size=1024)
+        image_HW = draw_xray([], Study(number + 1), image_size=1024)
         Image.fromarray(image_HW).save(directory / f"{number + 1:08d}_000.png")
-    return sorted(directory.glob("*.png")), "drawn PNGs of 1024 px"
+    return sorted(directory.glob("*.png")), "synthetic PNGs of 1024 px"

@@ -41,9 +41,9 @@ def test_of_two_demos_in_a_folder_one_is_refused(tmp_path, capsys):
     assert "is writing here" in capsys.readouterr().err
 
 
-def test_a_failing_stage_stops_the_demo(tmp_path, capfd):
+def test_a_failing_command_stops_the_demo(tmp_path, capfd):
     with pytest.raises(InputError, match="ingest ended with exit code 2"):
-        demo._stage("ingest", str(tmp_path / "nowhere"))
+        demo._run_command("ingest", str(tmp_path / "nowhere"))
     printed = capfd.readouterr()
     assert "$ python -m chestxray_vit.ingest" in printed.out
     assert "no such folder" in printed.err

@@ -54,9 +54,8 @@ def build_cache(
 ) -> PixelCache:
     """Open the cache of these images, go on with a half-built one, or build it.
 
-    A whole cache opens without reading an image. Killed at any moment, a build goes on where it was: at most 256
-    images are decoded again, and those that could not be decoded are tried again. Caches of other keys under
-    `cache_dir`, outdated ones too, are left alone: what they hold of unchanged images is copied, not decoded again.
+    A whole cache opens without reading an image. After a kill at most 256 images are decoded again. Caches of other
+    keys are left alone: what they hold of unchanged images is copied, not decoded again.
 
     Args:
         dataset_dir: the folder that the names are relative to, that of metadata.jsonl.
@@ -70,8 +69,7 @@ def build_cache(
         The cache: grey planes bit-identical to `Preprocess`, before its levels.
 
     Raises:
-        InputError: no images, missing ones, ones outside the folder, ones that change meanwhile; unreadable ones
-            without `allow_unreadable`; no room on the disk, or a folder that cannot be written.
+        InputError: images are missing, outside the folder, changed meanwhile, or unreadable; or the disk is full.
     """
     start = time.monotonic()
     key = make_key(Path(dataset_dir), file_names, resize, Path(cache_dir))

@@ -11,18 +11,21 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterable, List, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
 
 from chestxray_vit import __version__
-from chestxray_vit.data.synthetic.anatomy import RESHAPE, SIGNS, Chest
+from chestxray_vit.data.synthetic.anatomy import Chest
+from chestxray_vit.data.synthetic.signs import RESHAPE, SIGNS
 from chestxray_vit.errors import InputError
-from chestxray_vit.labels import FINDINGS, NO_FINDING, SEPARATOR
+from chestxray_vit.labels import NIH_CHESTXRAY14, SEPARATOR
 from chestxray_vit.storage.atomic import PathLike, write_text
 
+FINDINGS, NO_FINDING = NIH_CHESTXRAY14.names, NIH_CHESTXRAY14.negative
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
@@ -31,6 +34,8 @@ MIN_SIZE, MAX_SIZE = 64, 1024
 # 2 of 9 patients are test; 27 give 6: five that share the 14 findings among them, and one without any.
 MIN_PATIENTS = 27
 TEST_OF_NINE = 2
+# How the README.txt of a synthetic release begins; up to version 0.5.0 the second.
+MARKERS = ("Drawn by chestxray_vit.data.synthetic.release ", "Drawn by chestxray_vit.phantom ")
 README = """Drawn by chestxray_vit.data.synthetic.release {version}
 with num_patients={num_patients}, image_size={image_size}, seed={seed}.
 
@@ -84,28 +89,36 @@ ORIGINALS = (
 LABELS, BODY, STUDY, SIGN, SPLIT = 1, 2, 3, 4, 5
 
 
-def draw_xray(
-    findings: Iterable[str],
-    patient_id: int,
-    study: int,
-    sex: str = "M",
-    view: str = "PA",
-    image_size: int = 64,
-    seed: int = 1337,
-) -> np.ndarray:
-    """Draw one study of one patient.
+@dataclass(frozen=True)
+class Study:
+    """One study of one synthetic patient, with one image.
+
+    Attributes:
+        patient_id: 0 or more; decides the anatomy.
+        follow_up: number of the study, from 0; decides breath, position and exposure.
+        sex: `M` or `F`.
+        view: `PA` or `AP`.
+    """
+
+    patient_id: int
+    follow_up: int = 0
+    sex: str = "M"
+    view: str = "PA"
+
+
+def draw_xray(findings: Iterable[str], study: Study, image_size: int = 64, seed: int = 1337) -> np.ndarray:
+    """Draw the image of one study.
 
     Returns:
         8-bit grey of shape (image_size, image_size). The same arguments give the same image, whatever else is drawn.
     """
-    present = set(findings)
-    body = np.random.default_rng([seed, BODY, patient_id])
-    film = np.random.default_rng([seed, STUDY, patient_id, study])
+    body = np.random.default_rng([seed, BODY, study.patient_id])
+    film = np.random.default_rng([seed, STUDY, study.patient_id, study.follow_up])
     grades_L = film.uniform(0.85, 1.15, len(FINDINGS))
-    chest = Chest(body, film, sex, view, image_size)
-    for name in sorted(present, key=lambda name: (name not in RESHAPE, FINDINGS.index(name))):
+    chest = Chest(body, film, study.sex, study.view, image_size)
+    for name in sorted(set(findings), key=lambda name: (name not in RESHAPE, FINDINGS.index(name))):
         index = FINDINGS.index(name)
-        SIGNS[name](chest, np.random.default_rng([seed, SIGN, patient_id, index]), grades_L[index])
+        SIGNS[name](chest, np.random.default_rng([seed, SIGN, study.patient_id, index]), grades_L[index])
     return chest.expose()
 
 
@@ -144,10 +157,20 @@ def _hold_both_classes(labels: List[np.ndarray], num_positive: int) -> None:
             labels_SL[:, index] = True
 
 
+def _draw_patients(num_patients: int, seed: int) -> Tuple[List[np.random.Generator], List[np.ndarray], List[bool]]:
+    """Return, of each patient, the stream of random numbers, the findings (S, L), and whether the test part has it."""
+    rngs = [np.random.default_rng([seed, LABELS, patient_id]) for patient_id in range(1, num_patients + 1)]
+    labels = [_draw_labels(rng) for rng in rngs]
+    in_test = _choose_test([len(labels_SL) for labels_SL in labels], np.random.default_rng([seed, SPLIT]))
+    for part, num_positive in ((False, 2), (True, 1)):
+        _hold_both_classes([labels[i] for i in range(num_patients) if in_test[i] == part], num_positive)
+    return rngs, labels, in_test
+
+
 def _check(directory: Path, num_patients: int, image_size: int, seed: int) -> None:
     """Refuse what cannot be drawn."""
     if not MIN_SIZE <= image_size <= MAX_SIZE:
-        raise InputError(f"image_size is {image_size}; a phantom has {MIN_SIZE} to {MAX_SIZE} pixels a side.")
+        raise InputError(f"image_size is {image_size}; a synthetic X-ray has {MIN_SIZE} to {MAX_SIZE} pixels a side.")
     if num_patients < MIN_PATIENTS:
         raise InputError(
             f"num_patients is {num_patients}; it takes {MIN_PATIENTS} for both parts of the release to hold "
@@ -163,13 +186,13 @@ def _check(directory: Path, num_patients: int, image_size: int, seed: int) -> No
 
 
 def is_synthetic(directory: PathLike) -> bool:
-    """Tell whether a folder holds a release that `draw_release` drew."""
+    """Return whether a folder holds a release that `draw_release` drew, in this version or up to 0.5.0."""
     readme = Path(directory) / "README.txt"
-    return readme.is_file() and readme.read_bytes().startswith(README.split("{")[0].encode())
+    return readme.is_file() and readme.read_bytes().startswith(tuple(marker.encode() for marker in MARKERS))
 
 
 def draw_release(directory: PathLike, num_patients: int = 667, image_size: int = 64, seed: int = 1337) -> Path:
-    """Draw a synthetic release: the CSV, the two split lists, `images/` and a README.txt.
+    """Draw a synthetic release: NIH's CSV, its two split lists, `images/` and a README.txt.
 
     Args:
         directory: made if missing; must not hold a release.
@@ -178,46 +201,58 @@ def draw_release(directory: PathLike, num_patients: int = 667, image_size: int =
         seed: same arguments, same bytes of every file (with the same Pillow and numpy).
 
     Returns:
-        The directory. The CSV is written last, so that a release with a CSV is whole.
+        The directory. The CSV is written last: a release with a CSV is whole.
 
     Raises:
         InputError: a size, number or seed out of range, or a directory that holds a release.
     """
     directory = Path(directory)
     _check(directory, num_patients, image_size, seed)
-    rngs = [np.random.default_rng([seed, LABELS, patient_id]) for patient_id in range(1, num_patients + 1)]
-    labels = [_draw_labels(rng) for rng in rngs]
-    in_test = _choose_test([len(labels_SL) for labels_SL in labels], np.random.default_rng([seed, SPLIT]))
-    for part, num_positive in ((False, 2), (True, 1)):
-        _hold_both_classes([labels[i] for i in range(num_patients) if in_test[i] == part], num_positive)
-
+    rngs, labels, in_test = _draw_patients(num_patients, seed)
     directory.mkdir(parents=True, exist_ok=True)
+    rows = [HEADER]
+    lists: Tuple[List[str], List[str]] = ([], [])  # train_val, test
     aside = directory / f".images.{os.getpid()}"
-    rows, lists = [HEADER], {False: [], True: []}
     try:
         aside.mkdir()
         for patient_id, (rng, labels_SL) in enumerate(zip(rngs, labels), start=1):
-            sex = "M" if rng.random() < 0.56 else "F"
-            age = int(np.clip(rng.normal(47, 16), 1, 90))
-            for study, labels_L in enumerate(labels_SL):
-                present = [name for name, value in zip(FINDINGS, labels_L) if value]
-                often = 0.31 + 0.07 * min(len(present), 3) + 0.3 * ("Edema" in present or "Consolidation" in present)
-                view = "AP" if rng.random() < often else "PA"
-                original = ORIGINALS[rng.choice(len(ORIGINALS), p=[weight for _, weight in ORIGINALS])][0]
-                age = min(95, age + int(rng.random() < 0.3))
-                name = f"{patient_id:08d}_{study:03d}.png"
-                image_HW = draw_xray(present, patient_id, study, sex, view, image_size, seed)
-                Image.fromarray(image_HW).save(aside / name, compress_level=1)
-                cell = SEPARATOR.join(sorted(present)) or NO_FINDING
-                rows.append(f"{name},{cell},{study},{patient_id},{age},{sex},{view},{original}")
+            for name, row in _draw_patient(aside, patient_id, labels_SL, rng, (image_size, seed)):
+                rows.append(f"{name},{row}")
                 lists[in_test[patient_id - 1]].append(name)
         os.replace(aside, directory / "images")
     finally:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(aside)
-    facts = {"num_patients": num_patients, "image_size": image_size, "seed": seed, "version": __version__}
-    write_text(directory / "README.txt", README.format(**facts))
+    readme = README.format(num_patients=num_patients, image_size=image_size, seed=seed, version=__version__)
+    write_text(directory / "README.txt", readme)
     write_text(directory / "train_val_list.txt", "\n".join(lists[False]))  # NIH's has no final newline
     write_text(directory / "test_list.txt", "\n".join(lists[True]) + "\n")
     write_text(directory / "Data_Entry_2017_v2020.csv", "\n".join(rows) + "\n")
     return directory
+
+
+def _draw_patient(
+    folder: Path, patient_id: int, labels_SL: np.ndarray, rng: np.random.Generator, drawing: Tuple[int, int]
+) -> Iterator[Tuple[str, str]]:
+    """Write the images of one patient to a folder; give each file's name and the rest of its row in NIH's CSV.
+
+    Args:
+        folder: to write to.
+        patient_id: from 1.
+        labels_SL: bool, the findings of each study.
+        rng: from which `labels_SL` was drawn.
+        drawing: image size and seed.
+    """
+    sex = "M" if rng.random() < 0.56 else "F"
+    age = int(np.clip(rng.normal(47, 16), 1, 90))
+    for follow_up, labels_L in enumerate(labels_SL):
+        present = [name for name, value in zip(FINDINGS, labels_L) if value]
+        often = 0.31 + 0.07 * min(len(present), 3) + 0.3 * ("Edema" in present or "Consolidation" in present)
+        view = "AP" if rng.random() < often else "PA"
+        original = ORIGINALS[rng.choice(len(ORIGINALS), p=[weight for _, weight in ORIGINALS])][0]
+        age = min(95, age + int(rng.random() < 0.3))
+        name = f"{patient_id:08d}_{follow_up:03d}.png"
+        image_HW = draw_xray(present, Study(patient_id, follow_up, sex, view), *drawing)
+        Image.fromarray(image_HW).save(folder / name, compress_level=1)
+        cell = SEPARATOR.join(sorted(present)) or NO_FINDING
+        yield name, f"{cell},{follow_up},{patient_id},{age},{sex},{view},{original}"

@@ -6,7 +6,7 @@ meets it, and what must come of it; test_corpus.py holds the promises on every c
 
 A case's folder is a copy of a good one:
 
-    release/      a phantom release, 64 px; its metadata.jsonl and report are stale, to be replaced or left
+    release/      a synthetic release, 64 px; its metadata.jsonl and report are stale, to be replaced or left
     expected/     the metadata.jsonl that the good release gives
     run/          a tiny ViT, drawn at random
     xrays/        plain.png, good.png
