@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional
 from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
 from chestxray_vit.reporting.published_aucs import RESEARCH_USE, SYNTHETIC, caution
 from chestxray_vit.reporting.render.tables import markdown, piped, shown
-from chestxray_vit.reporting.render.text import headline, headline_table, notes, title_of
+from chestxray_vit.reporting.render.text import counted, headline, headline_table, notes, title_of
 from chestxray_vit.storage.atomic import PathLike, write_text
 from chestxray_vit.storage.json_files import read_json
 
@@ -107,7 +107,7 @@ def _index(data: Dict[str, Any], results: Dict[str, Any]) -> List[Any]:
     """Return the AUCs for `model-index`: the macro, then each finding's where it is defined."""
     from huggingface_hub import EvalResult
 
-    overall = {**results["macro"], "finding": f"macro over {results['macro']['num_findings']} findings"}
+    overall = {**results["macro"], "finding": f"macro over {counted(results['macro']['num_findings'])}"}
     name = results["label_set"]["name"]
     return [
         EvalResult(
@@ -125,10 +125,11 @@ def _index(data: Dict[str, Any], results: Dict[str, Any]) -> List[Any]:
 
 
 def _validation(aucs: Dict[str, Optional[float]], label_set: LabelSet) -> str:
-    if "roc_auc" not in aucs:
+    num_findings = aucs.get("num_findings")
+    if "roc_auc" not in aucs or num_findings is None:
         return "The model was not evaluated during training."
     rows = [["finding", "AUC"]]
     for label in label_set.findings:
         rows.append([markdown(label), shown(aucs[f"roc_auc_{label.replace(' ', '_')}"])])
-    rows.append([f"**mean over {aucs['num_findings']:.0f} findings**", f"**{shown(aucs['roc_auc'])}**"])
+    rows.append([f"**mean over {counted(round(num_findings))}**", f"**{shown(aucs['roc_auc'])}**"])
     return f"The best checkpoint was chosen by this mean AUC: expect lower values on other patients.\n\n{piped(rows)}"

@@ -16,7 +16,7 @@ from chestxray_vit.labels import LabelSet
 from chestxray_vit.reporting.published_aucs import is_nih
 from chestxray_vit.reporting.render.charts import Curves, Reliability, forest
 from chestxray_vit.reporting.render.tables import interval, label_of, shown, shown_p
-from chestxray_vit.reporting.render.text import notes, title_of
+from chestxray_vit.reporting.render.text import counted, notes, title_of
 from chestxray_vit.reporting.sections.auc_table import FEW, FEW_PATIENTS
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.ChainableUndefined,  # evaluation.json may lack what another version wrote
     )
     environment.filters.update(
-        shown=shown, p=shown_p, percent=percent, count=count, interval=interval, label_of=label_of
+        shown=shown, p=shown_p, percent=percent, count=count, interval=interval, label_of=label_of, counted=counted
     )
     return environment
 

@@ -51,12 +51,16 @@ def to_markdown(results: Results) -> str:
     return "\n\n".join([*parts, results["caution"]]) + "\n"
 
 
+def counted(num_findings: int) -> str:
+    """Return a number of findings in words."""
+    return f"{num_findings} finding{'' if num_findings == 1 else 's'}"
+
+
 def title_of(label_set: LabelSet) -> str:
     """Return how many findings a label set has and, where it has a name, its name."""
     count = len(label_set.findings)
-    words = f"{count} finding{'' if count == 1 else 's'}"
     is_unnamed = label_set.name in ("", f"{count} labels")
-    return words if is_unnamed else f"{words} of {label_set.name}"
+    return counted(count) if is_unnamed else f"{counted(count)} of {label_set.name}"
 
 
 def headline(results: Results, escape: Escape = str) -> str:
@@ -81,7 +85,7 @@ def _table(results: Results, escape: Escape) -> Rows:
         cells += [shown(row["average_precision"]), shown(row["prevalence"])]
         rows.append(cells + [shown(values["auc"].get(row["finding"])) for values in published.values()])
     overall, means = results["macro"], {row["model"]: row["auc"] for row in results["published"]["macro"]}
-    label = f"macro over {overall['num_findings']} findings"
+    label = f"macro over {counted(overall['num_findings'])}"
     cells = [label, "", "", shown(overall["auc"]), interval(overall), "", ""]
     return [*rows, cells + [shown(means[model]) if model in means else "" for model in published]]
 
