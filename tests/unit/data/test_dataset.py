@@ -1,10 +1,9 @@
-"""Rows equal ImageFolder's, pixels the image processor's; metadata that `ingest` would not write is refused."""
+"""A data set is opened once; its rows equal ImageFolder's."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import pickle
 import shutil
 
@@ -15,26 +14,18 @@ from PIL import Image
 datasets = pytest.importorskip("datasets")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-
 from chestxray_vit.artifacts.metadata import find_metadata
-from chestxray_vit.data import dataset as xrays_module
 from chestxray_vit.data.dataset import collate, load_xrays, names_of, open_dataset, preprocessed, targets_of
 from chestxray_vit.errors import InputError
 from chestxray_vit.images.preprocess import Preprocess
 from chestxray_vit.ingest import main as ingest
-from chestxray_vit.labels import FINDINGS, NIH_CHESTXRAY14
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from tests.conftest import MINI_ROWS, write_release
 from tests.helpers.images import reference
+from tests.helpers.ingesting import rows_of
 from tests.helpers.opens import count_opens
 
 COLUMNS = ["image", "labels", "file_name", "split", "patient_id", "age", "sex", "view", "follow_up"]
-
-
-@pytest.fixture
-def dataset(mini_release):
-    """Return the mini release, ingested: patient 1 train, 2 validation, 3 test."""
-    assert ingest([str(mini_release), "--val_fraction", "0.2"]) == 0
-    return mini_release
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +34,6 @@ def processor():
     return transformers.ViTImageProcessor(
         size={"height": 48, "width": 40}, image_mean=[0.485, 0.5, 0.406], image_std=[0.229, 0.5, 0.225], resample=3
     )
-
-
-def metadata_of(folder):
-    return [json.loads(line) for line in (folder / "images" / "metadata.jsonl").read_text().splitlines()]
 
 
 def plain(row):
@@ -59,7 +46,7 @@ def plain(row):
 
 @pytest.mark.parametrize("split", [None, "train", "validation", "test"])
 def test_rows_are_those_of_the_metadata(synthetic_dataset, split):
-    expected = [row for row in metadata_of(synthetic_dataset) if split in (None, row["split"])]
+    expected = [row for row in rows_of(synthetic_dataset) if split in (None, row["split"])]
     xrays = load_xrays(synthetic_dataset, split)
     assert xrays.column_names == COLUMNS
     assert len(xrays) == len(expected) > 20
@@ -161,7 +148,7 @@ def test_a_data_set_is_opened_once(synthetic_dataset):
     )
     count, run = count_opens("metadata.jsonl", ["-c", code])
     assert (count, run.returncode) == (1, 0), run.stderr
-    rows = metadata_of(synthetic_dataset)
+    rows = rows_of(synthetic_dataset)
     sizes = [sum(row["split"] == name for row in rows) for name in ("train", "validation", "test")]
     path = synthetic_dataset / "images" / "metadata.jsonl"
     assert run.stdout.splitlines() == [
@@ -173,7 +160,7 @@ def test_a_data_set_is_opened_once(synthetic_dataset):
 def test_what_an_open_data_set_knows(dataset):
     opened = open_dataset(str(dataset))
     assert len(opened) == 5
-    assert list(opened.file_names) == [row["file_name"] for row in metadata_of(dataset)]
+    assert list(opened.file_names) == [row["file_name"] for row in rows_of(dataset)]
     assert list(opened.file_names) == list(opened.file_names)
     assert opened.split_names == ("train", "validation", "test")
     assert (opened.label_set, opened.is_synthetic) == (NIH_CHESTXRAY14, False)
@@ -244,127 +231,6 @@ def test_a_column_that_is_null_in_every_row(tmp_path):
     assert [[row[name] for name in COLUMNS[5:]] for row in xrays] == [[None] * 4] * 3
 
 
-# Metadata that `ingest` would not write.
-
-
-def refusal(folder, *changes, split=None):
-    """Return the text with which metadata is refused after (line, field, value) changes."""
-    rows = metadata_of(folder)
-    for line, field, value in changes:
-        rows[line - 1][field] = value
-    (folder / "images" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    with pytest.raises(InputError) as error:
-        load_xrays(folder, split)
-    assert str(error.value).startswith(f"{folder}/images/")
-    return str(error.value).replace(f"{folder}/images/", "")
-
-
-AGAIN = "Ingest again: python -m chestxray_vit.ingest "
-
-
-def test_no_metadata(mini_release):
-    with pytest.raises(InputError) as error:
-        load_xrays(mini_release)
-    assert str(error.value) == (
-        f"{mini_release}/metadata.jsonl and {mini_release}/images/metadata.jsonl: no such file. "
-        f"First: python -m chestxray_vit.ingest {mini_release}"
-    )
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda text: "",
-        lambda text: "\n",
-        lambda text: text[:-30],
-        lambda text: text.replace('"train"', "train", 1),
-        lambda text: text.replace("[0.0, 1.0", "[zero, 1.0", 1),
-        lambda text: text.replace('"patient_id": "3"', '"patient_id": ["3"]', 1),
-        lambda text: text.replace('"patient_id": "3"', '"patient_id": true', 1),
-        lambda text: text.replace('"patient_id": "3"', '"patient_id": 3.5', 1),
-        lambda text: text.replace('"labels": [', '"labels": [[', 1).replace("], ", "]], ", 1),
-        lambda text: f"[{text}]",
-        lambda text: text + "\x00",
-    ],
-)
-def test_broken_json(dataset, spoil):
-    path = dataset / "images" / "metadata.jsonl"
-    path.write_text(spoil(path.read_text()))
-    with pytest.raises(InputError, match=f"^{path}: .*{AGAIN}{dataset}$"):
-        load_xrays(dataset)
-
-
-def test_ragged_labels(dataset):
-    assert refusal(dataset, (2, "labels", [0.0] * 13)) == (
-        f"metadata.jsonl: labels of another length: found [13, 14], expected 14 in every row. {AGAIN}{dataset}"
-    )
-    every = [(line, "labels", [0.0] * 16) for line in range(1, 6)]
-    assert "labels of another length: found [16], expected 14 in every row." in refusal(dataset, *every)
-    assert "found [0, 16], expected" in refusal(dataset, (4, "labels", []))
-
-
-@pytest.mark.parametrize("value", [0.5, 2, -1, None, 1e-9])
-def test_a_label_that_is_neither_0_nor_1(dataset, value):
-    assert refusal(dataset, (4, "labels", [0.0] * 13 + [value])) == (
-        f"metadata.jsonl: label neither 0 nor 1: line 4. {AGAIN}{dataset}"
-    )
-
-
-@pytest.mark.parametrize("split", [None, "train"])
-def test_an_unknown_split(dataset, split):
-    assert refusal(dataset, (1, "split", "val"), (5, "split", "Test"), split=split) == (
-        f"metadata.jsonl: unknown split: 'Test'; 'val'. Known: train, validation, test. {AGAIN}{dataset}"
-    )
-
-
-def test_a_doubled_image(dataset):
-    assert refusal(dataset, (1, "file_name", "00000003_000.png")) == (
-        f"metadata.jsonl: doubled image: 00000003_000.png on 2 lines. {AGAIN}{dataset}"
-    )
-
-
-@pytest.mark.parametrize("folder", ["..", "../images", "images/../..", "/etc"])
-def test_an_image_outside_the_folder(dataset, folder):
-    expected = f"metadata.jsonl: image outside the folder: {folder!r}. {AGAIN}{dataset}"
-    assert refusal(dataset, (3, "file_name", f"{folder}/00000003_000.png"), split="train") == expected
-
-
-@pytest.mark.parametrize("field", ["file_name", "labels", "split", "patient_id"])
-def test_a_missing_value(dataset, field):
-    expected = f"metadata.jsonl: missing value: line 3: no {field}. {AGAIN}{dataset}"
-    assert refusal(dataset, (3, field, None)) == expected
-    rows = metadata_of(dataset)
-    del rows[2][field]
-    (dataset / "images" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    assert refusal(dataset) == expected
-
-
-def test_all_problems_are_told_at_once(dataset):
-    text = refusal(
-        dataset,
-        (1, "split", "val"),
-        (2, "labels", [0.5] * 14),
-        (3, "file_name", "../00000003_000.png"),
-        (4, "file_name", "00000001_000.png"),
-    )
-    assert [line.split(":")[0] for line in text.splitlines()[1:]] == [
-        "  - label neither 0 nor 1",
-        "  - unknown split",
-        "  - doubled image",
-        "  - image outside the folder",
-    ]
-
-
-def test_an_empty_split(mini_release):
-    assert ingest([str(mini_release)]) == 0
-    with pytest.raises(InputError) as error:
-        load_xrays(mini_release, "validation")
-    assert str(error.value) == (
-        f"{mini_release}/images/metadata.jsonl: no image in the validation split. "
-        "Ingest with other lists or --val_fraction."
-    )
-
-
 # From folder to batch.
 
 
@@ -374,7 +240,7 @@ def test_batches_hold_exactly_two_fields(dataset, processor):
     batch = collate([view[place] for place in (4, 0, 3)])
     assert list(batch) == ["pixel_values", "labels"]
     assert (batch["pixel_values"].shape, batch["pixel_values"].dtype) == ((3, 3, 48, 40), torch.float32)
-    expected = [metadata_of(dataset)[place]["labels"] for place in (4, 0, 3)]
+    expected = [rows_of(dataset)[place]["labels"] for place in (4, 0, 3)]
     assert (batch["labels"].tolist(), batch["labels"].dtype) == (expected, torch.float32)
     for pixels, place in zip(batch["pixel_values"], (4, 0, 3)):
         assert np.array_equal(pixels.numpy(), reference(processor, Image.new("L", (8, 8), 40 * place)))
@@ -401,15 +267,15 @@ def test_a_damaged_image_is_named(dataset, processor):
 @pytest.mark.parametrize("split", [None, "test"])
 def test_targets_of(synthetic_dataset, split):
     targets_NL = targets_of(load_xrays(synthetic_dataset, split))
-    expected = [row["labels"] for row in metadata_of(synthetic_dataset) if split in (None, row["split"])]
-    assert (targets_NL.dtype, targets_NL.shape) == (np.float32, (len(expected), len(FINDINGS)))
+    expected = [row["labels"] for row in rows_of(synthetic_dataset) if split in (None, row["split"])]
+    assert (targets_NL.dtype, targets_NL.shape) == (np.float32, (len(expected), len(NIH_CHESTXRAY14)))
     assert targets_NL.tolist() == expected
 
 
 def test_names_and_targets_of_a_selection(synthetic_dataset, monkeypatch):
-    monkeypatch.setattr(xrays_module, "CHUNK", 7)
+    monkeypatch.setattr("chestxray_vit.data.dataset.CHUNK", 7)
     xrays = load_xrays(synthetic_dataset)
-    rows = metadata_of(synthetic_dataset)
+    rows = rows_of(synthetic_dataset)
     for places in ([3, 0, 40, 41, 42, 2, 9, 8, 7], [5], range(14), range(len(rows)), []):
         chosen = xrays.select(places)
         assert list(names_of(chosen)) == [rows[place]["file_name"] for place in places]
