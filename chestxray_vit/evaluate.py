@@ -5,175 +5,197 @@
 The rows come in the data set's order, and it is checked that none was lost and none counted twice. The validation
 patients are scored too: what the report chooses (thresholds, recalibration) is chosen on them."""
 
+from __future__ import annotations
+
 import contextlib
-import dataclasses
 import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ContextManager, Dict, Optional, Sequence
+from typing import TYPE_CHECKING, Any, ContextManager, Dict, List, Mapping, Optional, Sequence
 
 from chestxray_vit.artifacts.predictions import VALIDATION
 from chestxray_vit.entry_point import cli_main
 from chestxray_vit.errors import InputError, explain_out_of_memory
-from chestxray_vit.training import arguments as flags
+from chestxray_vit.training.arguments import CommandHelp, EvaluateArguments, IPUArguments, parse
+
+if TYPE_CHECKING:
+    from chestxray_vit.data.dataset import XrayDataset
+    from chestxray_vit.training.distributed import Ranks
 
 logger = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.csv"
-RECIPE_HELP = """flags of TrainingArguments (--help_all lists them all):
+HELP = CommandHelp(
+    prog="python -m chestxray_vit.evaluate",
+    description="Score a split with a trained run: predictions.csv and the AUC report.",
+    training="""flags of TrainingArguments (--help_all lists them all):
   --output_dir O (default: RUN/SPLIT)  --per_device_eval_batch_size 32 (64 on CUDA)  --dataloader_num_workers N
 
 example:
-  python -m chestxray_vit.evaluate run --dataset_dir chest-xray-nihcc"""
+  python -m chestxray_vit.evaluate run --dataset_dir chest-xray-nihcc""",
+    positional=("run", "folder of a trained run"),
+)
 
 
-@dataclasses.dataclass
-class EvaluateFlags:
-    """Our own flags of `evaluate`."""
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """The parsed command line of `evaluate`.
 
-    dataset_dir: Optional[str] = dataclasses.field(
-        default=None, metadata={"metavar": "DIR", "help": "ingested folder, with metadata.jsonl"}
-    )
-    split: str = dataclasses.field(
-        default="test", metadata={"help": "images to score (default: test)", "choices": ["train", "validation", "test"]}
-    )
-    device: str = dataclasses.field(
-        default="auto",
-        metadata={
-            "help": "engine (default: auto, IPUs or CUDA if there)",
-            "choices": ["auto", "ipu", "cuda", "cpu"],
-        },
-    )
+    Attributes:
+        run_dir: of `train`, or a checkpoint folder of this package.
+        args, ipu: our own arguments.
+        values: of TrainingArguments' fields.
+        words: of the command line, for the report.
+    """
 
-    cache_dir: Optional[str] = dataclasses.field(
-        default=None,
-        metadata={"metavar": "DIR", "help": "of the images at the model's size, as in train (none: decode each time)"},
-    )
-    allow_unreadable: bool = dataclasses.field(
-        default=False, metadata={"help": "leave out images that cannot be read, and list them"}
-    )
-    thumbnails: bool = dataclasses.field(
-        default=False,
-        metadata={"help": "show the worst mistakes' images in auc.html: they are patients' data, mind where it goes"},
-    )
+    run_dir: str
+    args: EvaluateArguments
+    ipu: IPUArguments
+    values: Mapping[str, Any]
+    words: Sequence[str]
+
+    @property
+    def output_dir(self) -> Path:
+        """The report's folder."""
+        return Path(self.values["output_dir"] or Path(self.run_dir, self.args.split))
+
+    def check(self) -> None:
+        """Refuse a command without a data set, or whose output folder is a file.
+
+        Raises:
+            InputError: says which.
+        """
+        if not self.args.dataset_dir:
+            raise InputError("--dataset_dir is missing: name the ingested folder.")
+        if self.output_dir.is_file():
+            raise InputError(f"{self.output_dir}: cannot be written to: it is a file. Name a folder with --output_dir.")
 
 
 @cli_main
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the stage."""
-    (own, ipu_flags), given, run_dir = flags.parse(
-        (EvaluateFlags, flags.IPUFlags),
-        "python -m chestxray_vit.evaluate",
-        "Score a split with a trained run: predictions.csv and the AUC report.",
-        RECIPE_HELP,
-        argv,
-        positional=("run", "folder of a trained run"),
-    )
-    if not own.dataset_dir:
-        raise InputError("--dataset_dir is missing: name the ingested folder.")
+    """Run the command."""
+    (args, ipu), values, run_dir = parse((EvaluateArguments, IPUArguments), HELP, argv)
     words = ["python", "-m", "chestxray_vit.evaluate", *(sys.argv[1:] if argv is None else argv)]
-    from chestxray_vit.models.checkpoint import quiet_transformers
 
+    from chestxray_vit.models.checkpoint import quiet_transformers  # only here: they load torch
+    from chestxray_vit.training.distributed import Ranks
+
+    command = EvaluateCommand(str(run_dir), args, ipu, values, words)
+    command.check()
     with quiet_transformers():
-        evaluate(run_dir, own, ipu_flags, given, words)
+        evaluate(command, Ranks.from_environment())
     return 0
 
 
-def evaluate(
-    run_dir: str, own: EvaluateFlags, ipu_flags: flags.IPUFlags, given: Dict[str, Any], command: Sequence[str]
-) -> None:
+def evaluate(command: EvaluateCommand, ranks: Ranks) -> None:
     """Score a split, and write predictions.csv and the report.
 
     Args:
-        run_dir: of `train`, or a checkpoint folder of ours.
-        own, ipu_flags: our flags.
-        given: values of TrainingArguments' fields, as `flags.parse` returns them.
-        command: the words of the command line, for the report.
+        command: parsed and checked.
+        ranks: of this process.
 
     Raises:
         InputError: whatever of the input the user can mend.
     """
-    from chestxray_vit.data import cached_dataset as pixels
-    from chestxray_vit.data import dataset as xrays
-    from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
-    from chestxray_vit.models import vit as model
-    from chestxray_vit.pipeline import ipu_config
-    from chestxray_vit.training import distributed as processes
-    from chestxray_vit.training.engines import choose as backend
+    from chestxray_vit.data.dataset import open_dataset
+    from chestxray_vit.training import distributed
 
-    device = backend.pick_device(own.device)
-    vit, processor = model.load_model(run_dir)
-    preprocess = Preprocess(processor, backend.pixel_dtype(device, ipu_flags.fp32))
-    cache = pixels.open_cache(xrays.open_dataset(own.dataset_dir), preprocess, own.cache_dir, own.allow_unreadable)
-    splits = {name: pixels.readable(rows, cache) for name, rows in _splits(own).items()}
-    found = xrays.targets_of(splits[own.split]).shape[1]
-    if found != vit.config.num_labels:
-        raise InputError(
-            f"{run_dir} scores {vit.config.num_labels} labels, {own.dataset_dir} has {found}. "
-            "Ingest with or without --include_no_finding, as for the training."
-        )
-    output_dir = given["output_dir"] or str(Path(run_dir) / own.split)
-    if Path(output_dir).is_file():
-        raise InputError(f"{output_dir}: cannot be written to: it is a file. Name a folder with --output_dir.")
-    given = {**given, **backend.no_training(), "output_dir": output_dir}
-    given["bf16"] = given["bf16"] or False  # not by default: the same scores on every engine
-    args = backend.training_arguments(given, device, ipu_flags)
-    own_config = Path(run_dir) / ipu_config.FILE
-    config = backend.ipu_config_for(ipu_flags, device, str(own_config) if own_config.is_file() else ipu_config.DEFAULT)
-    to_pixel_values = None if cache is None else GreyToPixelValues(preprocess)
-    trainer = backend.make_trainer(vit, processor, args, config=config, to_pixel_values=to_pixel_values)
-    tables = {}
-    with _claim(output_dir):
-        for name, view in pixels.model_inputs(splits, preprocess, cache).items():
-            if processes.is_main_process():
-                logger.info("%s: scoring %s %s images", device, f"{len(view):,}", name)
-            targets_NL = xrays.targets_of(splits[name])
-            with explain_out_of_memory(args.eval_batch_size, "lower --per_device_eval_batch_size"):
-                logits_NL = backend.predict_logits(trainer, view, targets_NL)
-            tables[name] = _predictions(splits[name], targets_NL[:, :14], logits_NL[:, :14])
-        if processes.is_main_process():
-            _report(Path(run_dir), own, Path(output_dir), tables, command)
-    processes.leave()
+    dataset = open_dataset(str(command.args.dataset_dir))
+    scorer = Scorer(command, ranks, dataset)
+    with _lock(command.output_dir, ranks):
+        tables = {name: scorer.score(name) for name in scorer.splits}
+        if ranks.is_main:
+            _report(command, dataset, tables)
+    distributed.leave()
 
 
-def _claim(output_dir: str) -> ContextManager[None]:
-    """Return the claim of the report's folder; the main process holds it for all."""
-    from chestxray_vit.artifacts import evaluation as provenance
+class Scorer:
+    """A trained run, ready to score the splits of a data set.
+
+    Attributes:
+        splits: rows of the split to score and, unless that is it or there is none, of the validation split.
+    """
+
+    def __init__(self, command: EvaluateCommand, ranks: Ranks, dataset: XrayDataset):
+        """Load the run and open the images.
+
+        Raises:
+            InputError: the run is for other labels than the data set, or does not fit the engine.
+        """
+        from chestxray_vit.data.cached_dataset import model_inputs, open_cache, readable
+        from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
+        from chestxray_vit.models.label_config import label_set_of
+        from chestxray_vit.models.vit import load_model
+        from chestxray_vit.training import recipe
+        from chestxray_vit.training.engines.base import TrainerInputs, check_labels
+        from chestxray_vit.training.engines.choose import choose
+
+        args, self.label_set = command.args, dataset.label_set
+        self.engine = choose(args.device, command.ipu, ranks)
+        vit, processor = load_model(command.run_dir)
+        check_labels(command.run_dir, label_set_of(vit.config), str(args.dataset_dir), self.label_set)
+        names = [args.split, *(name for name in dataset.split_names if name == "validation" != args.split)]
+        rows = {name: dataset.split(name) for name in names}
+        preprocess = Preprocess(processor, self.engine.pixel_dtype)
+        cache = open_cache(dataset, preprocess, args.cache_dir, args.allow_unreadable)
+        self.splits = {name: readable(split, cache) for name, split in rows.items()}
+        self.inputs = model_inputs(self.splits, preprocess, cache)
+        values = {**command.values, **recipe.without_training(), "output_dir": str(command.output_dir)}
+        values["bf16"] = values["bf16"] or False  # not by default: the same scores on every engine
+        self.training_arguments = self.engine.arguments(values)
+        config = self.engine.pipeline_config(default=_ipu_config_of(command.run_dir))
+        trainer_inputs = TrainerInputs(to_pixel_values=None if cache is None else GreyToPixelValues(preprocess))
+        self.trainer = self.engine.trainer(vit, processor, self.training_arguments, trainer_inputs, config)
+
+    def score(self, name: str) -> Any:
+        """Return the predictions of a split, on the main process with a line on it."""
+        from chestxray_vit.data.dataset import targets_of
+        from chestxray_vit.training.engines.base import predict_logits
+
+        rows, inputs = self.splits[name], self.inputs[name]
+        if self.engine.ranks.is_main:
+            logger.info("%s: scoring %s %s images", self.engine.device, f"{len(inputs):,}", name)
+        targets_NL = targets_of(rows)
+        with explain_out_of_memory(self.training_arguments.eval_batch_size, "lower --per_device_eval_batch_size"):
+            logits_NL = predict_logits(self.trainer, inputs, targets_NL)
+        num_findings = len(self.label_set.findings)
+        return _predictions(rows, targets_NL[:, :num_findings], logits_NL[:, :num_findings])
+
+
+def _ipu_config_of(run_dir: str) -> Optional[str]:
+    """Return the path of a run's own IPU configuration, None where it has none."""
+    from chestxray_vit.pipeline.ipu_config import FILE
+
+    path = Path(run_dir) / FILE
+    return str(path) if path.is_file() else None
+
+
+def _lock(output_dir: Path, ranks: Ranks) -> ContextManager[None]:
+    """Return the lock of the report's folder; the main process holds it for all."""
+    from chestxray_vit.artifacts import evaluation
     from chestxray_vit.reporting.write import OUTPUTS
     from chestxray_vit.storage.lock import folder_lock
-    from chestxray_vit.training import distributed as processes
 
-    names = (PREDICTIONS, VALIDATION, provenance.FILE, *OUTPUTS)
-    return folder_lock(output_dir, names) if processes.is_main_process() else contextlib.nullcontext()
-
-
-def _splits(own: EvaluateFlags) -> Dict[str, Any]:
-    """Return the split to score and, unless that is it or there is none, the validation split."""
-    from chestxray_vit.data import dataset as xrays
-
-    splits = {own.split: xrays.load_xrays(own.dataset_dir, own.split)}
-    if own.split != "validation" and "validation" in xrays.load_xrays(own.dataset_dir).unique("split"):
-        splits["validation"] = xrays.load_xrays(own.dataset_dir, "validation")
-    return splits
+    names = (PREDICTIONS, VALIDATION, evaluation.FILE, *OUTPUTS)
+    return folder_lock(output_dir, names) if ranks.is_main else contextlib.nullcontext()
 
 
-def _report(
-    run_dir: Path, own: EvaluateFlags, output_dir: Path, tables: Dict[str, Any], command: Sequence[str]
-) -> None:
-    """Write predictions, where they come from and the report, all or none; then the model's thresholds and card."""
+def _report(command: EvaluateCommand, dataset: XrayDataset, tables: Mapping[str, Any]) -> None:
+    """Write predictions, their provenance and the report, all or none; then the model's thresholds and card."""
     from chestxray_vit.artifacts import thresholds
     from chestxray_vit.artifacts.evaluation import FILE
-    from chestxray_vit.reporting import model_card as card
+    from chestxray_vit.reporting import model_card
     from chestxray_vit.reporting.write import OUTPUTS
     from chestxray_vit.storage.atomic import atomic_write_many
 
-    file_of = {name: PREDICTIONS if name == own.split else VALIDATION for name in tables}
+    run_dir, output_dir, split = Path(command.run_dir), command.output_dir, command.args.split
+    file_of = {name: PREDICTIONS if name == split else VALIDATION for name in tables}
     names = [*file_of.values(), FILE, *OUTPUTS]
-    paths = [output_dir / name for name in names]
+    paths: List[Path] = [output_dir / name for name in names]
     with atomic_write_many(paths) as asides:
-        summary = _write(
-            run_dir, own, {file_of[name]: table for name, table in tables.items()}, command, dict(zip(names, asides))
-        )
+        by_file = {file_of[name]: table for name, table in tables.items()}
+        summary = _write(command, dataset, by_file, dict(zip(names, asides)))
         if VALIDATION not in names:
             # an earlier evaluation's does not belong to these predictions, and goes before they come
             with contextlib.suppress(FileNotFoundError):
@@ -181,52 +203,46 @@ def _report(
     if VALIDATION in names:
         thresholds.write_thresholds(run_dir / thresholds.FILE, tables["validation"], output_dir / VALIDATION)
         paths.append(run_dir / thresholds.FILE)
-    if own.split == "test" and card.write_card(run_dir, summary):
-        paths.append(run_dir / card.CARD)
+    if split == "test" and model_card.write_card(run_dir, summary):
+        paths.append(run_dir / model_card.CARD)
     for path in paths:
         print(f"wrote {path}")
 
 
 def _write(
-    run_dir: Path,
-    own: EvaluateFlags,
-    tables: Dict[str, Any],
-    command: Sequence[str],
-    path_of: Dict[str, Path],
+    command: EvaluateCommand, dataset: XrayDataset, tables: Mapping[str, Any], path_of: Mapping[str, Path]
 ) -> Dict[str, Any]:
     """Write predictions, provenance and report to the path of each, by its name, and return the report's numbers."""
-    from chestxray_vit.artifacts.evaluation import FILE, provenance, source_of, write_provenance
-    from chestxray_vit.artifacts.metadata import find_metadata
+    from chestxray_vit.artifacts.evaluation import FILE, IngestedData, provenance, source_of, write_provenance
     from chestxray_vit.artifacts.predictions import write_predictions
-    from chestxray_vit.data.synthetic.release import is_synthetic
     from chestxray_vit.images.thumbnails import thumbnails
     from chestxray_vit.reporting.render.text import to_text
     from chestxray_vit.reporting.sections.curves import mistaken_images
     from chestxray_vit.reporting.summary import ReportInputs, build_report
     from chestxray_vit.reporting.write import texts
-    from chestxray_vit.training.engines import choose as backend
+    from chestxray_vit.training.run_folder import versions
 
     for name, table in tables.items():
         write_predictions(path_of[name], table)
-    metadata, drawn = find_metadata(own.dataset_dir), is_synthetic(own.dataset_dir)
-    where = provenance(path_of[PREDICTIONS], own.split, drawn, command, backend.versions(), run_dir, metadata)
+    data = IngestedData(dataset.metadata_path, dataset.fingerprint, dataset.is_synthetic)
+    where = provenance(path_of[PREDICTIONS], command.args.split, command.words, versions(), command.run_dir, data)
     write_provenance(path_of[FILE], where)
     source = source_of(path_of[PREDICTIONS])._replace(file_name=PREDICTIONS)
     summary = build_report(
         ReportInputs(tables[PREDICTIONS], tables.get(VALIDATION), sources=[source], provenance=where)
     )
     print(to_text(summary))
-    pictures = thumbnails(metadata.parent, mistaken_images(summary)) if own.thumbnails else None
+    pictures = thumbnails(dataset.root, mistaken_images(summary)) if command.args.thumbnails else None
     for name, text in texts(summary, pictures).items():
         path_of[name].write_bytes(text.encode("utf-8"))
     return summary
 
 
-def _predictions(dataset, targets_NL, logits_NL):
+def _predictions(rows: Any, targets_NL: Any, logits_NL: Any) -> Any:
     """Return the table of a split's targets and scores."""
     from chestxray_vit.artifacts.predictions import Predictions, probabilities
 
-    about = dataset.remove_columns(["image", "labels"]).to_dict()
+    about = rows.remove_columns(["image", "labels"]).to_dict()
     return Predictions(
         file_names=about["file_name"],
         patient_ids=[str(patient) for patient in about["patient_id"]],

@@ -11,6 +11,7 @@ import shlex
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Sequence
 
+from chestxray_vit.artifacts.train_config import read_train_config
 from chestxray_vit.errors import InputError
 from chestxray_vit.storage.atomic import PathLike, sha256
 from chestxray_vit.storage.json_files import read_json, write_json
@@ -58,35 +59,41 @@ def source_of(path: PathLike) -> Source:
     return Source(Path(path).name, sha256(path))
 
 
+class IngestedData(NamedTuple):
+    """The data set that was scored: its metadata.jsonl, that file's sha256, and whether the images are synthetic."""
+
+    metadata_path: Path
+    sha256: str
+    is_synthetic: bool
+
+
 def provenance(
     predictions_path: PathLike,
     split: str,
-    is_synthetic: bool,
     command: Sequence[str],
     versions: Dict[str, str],
     run_dir: PathLike,
-    metadata_path: PathLike,
+    data: IngestedData,
 ) -> Dict[str, Any]:
     """Return the content of evaluation.json.
 
     Args:
         predictions_path: the predictions, written.
         split: that they are of.
-        is_synthetic: whether the images are synthetic.
         command: the words of the command line.
         versions: of Python and the packages, by name.
         run_dir: holds the checkpoint and, if it is a run of ours, train_config.json.
-        metadata_path: of the data set; ingest_report.json lies beside it.
+        data: the data set; ingest_report.json lies beside its metadata.jsonl.
     """
     run_dir, weights = Path(run_dir), Path(run_dir, "model.safetensors")
-    report = _read(Path(metadata_path).with_name("ingest_report.json"))
+    report = _read(data.metadata_path.with_name("ingest_report.json"))
     ingested = {name: report[name] for name in INGESTED} if conforms(report, INGESTED_SCHEMA) else {}
-    config = _read(run_dir / "train_config.json") or {}
+    config = _train_config(run_dir)
     ipu_config = run_dir / "ipu_config.json"
     return {
         "predictions_sha256": sha256(predictions_path),
         "split": split,
-        "synthetic": is_synthetic,
+        "synthetic": data.is_synthetic,
         "command": shlex.join([_name(word) for word in command]),
         "versions": versions,
         "checkpoint": {
@@ -96,7 +103,7 @@ def provenance(
         },
         "training": _training(config),
         "data": {
-            "metadata_sha256": sha256(metadata_path),
+            "metadata_sha256": data.sha256,
             "trained_on_sha256": config.get("data", {}).get("metadata.jsonl"),
             **ingested,
         },
@@ -133,6 +140,13 @@ def _with_todays_names(content: Dict[str, Any]) -> Dict[str, Any]:
     return content
 
 
+def _train_config(run_dir: Path) -> Dict[str, Any]:
+    try:
+        return read_train_config(run_dir) or {}
+    except InputError:
+        return {}
+
+
 def _training(config: Dict[str, Any]) -> Dict[str, Any]:
     """Return what of train_config.json a reader asks for first."""
     flags, arguments = config.get("flags", {}), config.get("training_arguments", {})
@@ -142,7 +156,7 @@ def _training(config: Dict[str, Any]) -> Dict[str, Any]:
         "start": "random weights" if flags.get("from_scratch") else _name(str(flags.get("model_name_or_path"))),
         "device": config.get("device"),
         "updates": config.get("updates"),
-        "global_batch_size": config.get("global_batch", {}).get("total"),
+        "global_batch_size": config.get("global_batch", {}).get("global_batch_size"),
         "epochs": arguments.get("num_train_epochs"),
         "learning_rate": arguments.get("learning_rate"),
         "seed": arguments.get("seed"),

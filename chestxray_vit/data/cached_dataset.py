@@ -15,12 +15,12 @@ import datasets
 import numpy as np
 import torch
 
-from chestxray_vit.data.dataset import XrayDataset, collate, names_of, preprocessed, targets_of
+from chestxray_vit.data.dataset import XrayDataset, names_of, preprocessed, targets_of
 from chestxray_vit.data.pixel_cache.build import build_cache
 from chestxray_vit.data.pixel_cache.cache import PixelCache, default_cache_dir
 from chestxray_vit.data.pixel_cache.key import Resize
 from chestxray_vit.errors import InputError
-from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
+from chestxray_vit.images.preprocess import Preprocess
 
 logger = logging.getLogger(__name__)
 
@@ -87,23 +87,6 @@ class CachedXrays(torch.utils.data.Dataset):
         indices_B = np.asarray(indices)
         planes = torch.from_numpy(np.asarray(self.planes)[self.rows_N[indices_B]])
         return {"pixel_values": planes, "labels": self.targets_NL[torch.from_numpy(indices_B)]}
-
-
-class IPUCollate:
-    """Collates for IPUs: normalised on the host, one channel where all are alike, of the type that the model has.
-
-    A class, not a closure: PopTorch's asynchronous loader pickles it."""
-
-    def __init__(self, to_pixel_values: Optional[GreyToPixelValues], dtype: torch.dtype):
-        """Args: to_pixel_values: for cached planes, None for pixel values; dtype: float16 for a half model."""
-        self.to_pixel_values, self.dtype = to_pixel_values, dtype
-
-    def __call__(self, rows: Any) -> Dict[str, torch.Tensor]:
-        """Return `pixel_values` (B, 1 or 3, H, W) and `labels` (B, L)."""
-        batch = collate(rows)
-        if self.to_pixel_values is not None:
-            batch["pixel_values"] = self.to_pixel_values.channels(batch["pixel_values"]).to(self.dtype)
-        return batch
 
 
 def model_inputs(

@@ -7,14 +7,15 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+from chestxray_vit.artifacts.train_config import FILE as CONFIG
+from chestxray_vit.artifacts.train_config import read_train_config, with_current_names
 from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
 from chestxray_vit.reporting.published_aucs import RESEARCH_USE, SYNTHETIC, caution
 from chestxray_vit.reporting.render.tables import markdown, piped, shown
 from chestxray_vit.reporting.render.text import counted, headline, headline_table, notes, title_of
 from chestxray_vit.storage.atomic import PathLike, write_text
-from chestxray_vit.storage.json_files import read_json
 
-CARD, CONFIG = "README.md", "train_config.json"
+CARD = "README.md"
 Config = Dict[str, Any]
 
 
@@ -26,7 +27,7 @@ def model_card(name: str, config: Config, results: Optional[Dict[str, Any]] = No
         config: the content of train_config.json, of this version or of 0.5.0.
         results: of `build_report` on test patients; None if they have not been scored yet.
     """
-    config = _with_todays_names(config)
+    config = with_current_names(config)
     label_set = _label_set(config, results)
     version = config["versions"]["chestxray-vit"]
     parts = [
@@ -51,17 +52,11 @@ def write_card(run_dir: PathLike, results: Dict[str, Any]) -> bool:
         InputError: train_config.json cannot be read.
         OSError: the folder cannot be written to.
     """
-    path = Path(run_dir, CONFIG)
-    if not path.is_file():
+    config = read_train_config(run_dir)
+    if config is None:
         return False
-    write_text(Path(run_dir, CARD), model_card(Path(run_dir).resolve().name, read_json(path), results))
+    write_text(Path(run_dir, CARD), model_card(Path(run_dir).resolve().name, config, results))
     return True
-
-
-def _with_todays_names(config: Config) -> Config:
-    """Return a train_config.json with the names of 0.5.0's keys replaced by today's."""
-    data = {("synthetic" if name == "drawn" else name): value for name, value in config["data"].items()}
-    return {**config, "data": data}
 
 
 def _label_set(config: Config, results: Optional[Dict[str, Any]]) -> LabelSet:

@@ -1,34 +1,57 @@
-"""The processes of a run, whether torchrun or poprun started them: who speaks, who writes, and what if one is lost."""
+"""The processes of a run, started by torchrun or poprun: which one this is, and what happens when another is lost."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Iterator, Tuple
+from typing import Iterator, Mapping, Tuple
 
 import torch
 
 from chestxray_vit.errors import InputError, is_foreign
 
 
-def world_size() -> int:
-    """Return the number of processes that torchrun started, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+@dataclass(frozen=True)
+class Ranks:
+    """Which process of a run this is; without a launcher, the only one.
+
+    Attributes:
+        rank, world_size: of torchrun's processes.
+        local_rank: among those of this machine.
+        has_rendezvous: torchrun named an address at which the processes meet.
+        instance, num_instances: of poprun.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    has_rendezvous: bool = False
+    instance: int = 0
+    num_instances: int = 1
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Ranks:
+        """Read the variables of torchrun and of poprun; a command does so once."""
+        instance, num_instances = _poprun_instance()
+        return cls(
+            rank=int(environ.get("RANK", "0")),
+            world_size=int(environ.get("WORLD_SIZE", "1")),
+            local_rank=int(environ.get("LOCAL_RANK", "0")),
+            has_rendezvous="MASTER_ADDR" in environ,
+            instance=instance,
+            num_instances=num_instances,
+        )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return self.rank == 0 and self.instance == 0
 
 
-def local_rank() -> int:
-    """Return the number of this process on its machine, 0 without torchrun."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def num_processes() -> int:
-    """Return the number of processes of this run."""
-    return torch.distributed.get_world_size() if _in_group() else world_size()
-
-
-def instance() -> Tuple[int, int]:
-    """Return which of poprun's instances this process is, and how many there are; (0, 1) without it."""
+def _poprun_instance() -> Tuple[int, int]:
+    """Return which of poprun's instances this process is, and how many there are; (0, 1) without poprun."""
     if find_spec("popdist") is None:
         return 0, 1
     import popdist
@@ -36,41 +59,30 @@ def instance() -> Tuple[int, int]:
     return (popdist.getInstanceIndex(), popdist.getNumInstances()) if popdist.isPopdistEnvSet() else (0, 1)
 
 
-def is_main_process() -> bool:
-    """Tell whether this process is the one that prints and writes."""
-    if _in_group():
-        return torch.distributed.get_rank() == 0
-    return int(os.environ.get("RANK", "0")) == 0 and instance()[0] == 0
-
-
-def _in_group() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 @contextlib.contextmanager
-def explain_lost_process() -> Iterator[None]:
+def explain_lost_process(ranks: Ranks) -> Iterator[None]:
     """Say in plain words that another process of this run has ended.
 
     Raises:
-        InputError: in place of what gloo or NCCL tell of it.
+        InputError: in place of the error of gloo or NCCL.
     """
     try:
         yield
     except RuntimeError as error:
-        if num_processes() == 1 or not is_foreign(error, "process lost"):
+        if ranks.world_size == 1 or not is_foreign(error, "process lost"):
             raise
         raise InputError(
-            "another process of this run has ended; its own message tells why, if it could leave one. "
+            "another process of this run has ended; its own message says why, if it could leave one. "
             "Go on from the last checkpoint: the same command with --resume_from_checkpoint last."
         ) from error
 
 
 def leave() -> None:
-    """End the process group, if torchrun started one, after all processes are done.
+    """End the process group, if there is one, after all processes are done.
 
-    Without the wait, gloo's thread may still hold a tensor of the last gathering when the group is taken down;
+    Without the wait, gloo's thread may still hold a tensor of the last gathering when the group is destroyed;
     it then waits for Python's lock, and Python for the thread, for ever (seen with torch 2.13).
     """
-    if _in_group():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -1,76 +1,87 @@
-"""The global batch: the images of one update, and how an engine cuts them.
+"""The global batch: the images of one update, and how an engine divides them.
 
-It is the contract between engines: the same number of images makes an update on IPUs, CUDA and CPU, whatever the cut,
-so the updates and their learning rates are the same."""
+It is the contract between engines: the same number of images makes an update on IPUs, CUDA and CPU, however it is
+divided, so the updates and their learning rates are the same."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Dict, Optional
 
 from chestxray_vit.errors import InputError
 from chestxray_vit.pipeline.pipeline_config import PipelineConfig
 
-TUTORIAL = 128  # images of one update in the Graphcore tutorial
-LARGEST_PASS = {"cpu": 32, "cuda": 64}  # images of one training pass, where the user names none
+TUTORIAL = 128  # images per update in the Graphcore tutorial
 
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """How the images of one update are cut.
+    """How the images of one update are divided.
 
     Attributes:
-        at_a_time: images of one pass, a micro-batch on IPUs.
-        passes: accumulated before the weights are updated.
-        copies: of the model at work: replicas on IPUs, processes elsewhere.
+        micro_batch_size: images of one forward and backward pass.
+        gradient_accumulation_steps: micro-batches before the weights are updated.
+        num_replicas: copies of the model at work: replicas of a pipeline, processes elsewhere.
     """
 
-    at_a_time: int
-    passes: int
-    copies: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    num_replicas: int
 
     @property
-    def total(self) -> int:
-        """Images of one update."""
-        return self.at_a_time * self.passes * self.copies
+    def global_batch_size(self) -> int:
+        """Images per update."""
+        return self.micro_batch_size * self.gradient_accumulation_steps * self.num_replicas
 
     def fields(self) -> Dict[str, int]:
         """Return the values of TrainingArguments' fields."""
-        return {"per_device_train_batch_size": self.at_a_time, "gradient_accumulation_steps": self.passes}
+        return {
+            "per_device_train_batch_size": self.micro_batch_size,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+        }
+
+    def to_dict(self) -> Dict[str, int]:
+        """Return what train_config.json says of it."""
+        return {**asdict(self), "global_batch_size": self.global_batch_size}
 
 
-def on_ipus(config: PipelineConfig, at_a_time: Optional[int]) -> GlobalBatch:
-    """Return the cut of an IPU configuration; a micro-batch is one image, unless `at_a_time` says more."""
+def of_pipeline(config: PipelineConfig, micro_batch_size: Optional[int]) -> GlobalBatch:
+    """Return the division of an IPU configuration; a micro-batch is one image unless its size is named."""
     mode = config.training
-    return GlobalBatch(at_a_time or 1, mode.gradient_accumulation_steps, mode.replication_factor)
+    return GlobalBatch(micro_batch_size or 1, mode.gradient_accumulation_steps, mode.replication_factor)
 
 
-def on_processes(
-    at_a_time: Optional[int], passes: Optional[int], total: Optional[int], num_processes: int, device: str
+def of_processes(
+    micro_batch_size: Optional[int],
+    gradient_accumulation_steps: Optional[int],
+    global_batch_size: Optional[int],
+    num_processes: int,
+    largest_micro_batch: int,
 ) -> GlobalBatch:
-    """Return the cut for CUDA or CPU from what the user gave of it.
+    """Return the division among processes, from what the user named of it.
 
     Args:
-        at_a_time, passes: flags of TrainingArguments, None where not given.
-        total: images of one update; by default what the flags make, else the tutorial's.
+        micro_batch_size, gradient_accumulation_steps: arguments of TrainingArguments, None where not named.
+        global_batch_size: images per update; by default what the two make, else the tutorial's.
         num_processes: that train together.
-        device: `cuda` or `cpu`, which says how many images are taken at a time where nothing was given.
+        largest_micro_batch: images of one pass at most, where neither of the first two is named.
 
     Raises:
         InputError: the numbers contradict each other or do not divide.
     """
+    size, steps, total = micro_batch_size, gradient_accumulation_steps, global_batch_size
     if total is None:
-        total = at_a_time * passes * num_processes if at_a_time and passes else TUTORIAL
-    share, rest = divmod(total, num_processes * (passes or 1))
-    if at_a_time is None and not rest and share:
-        largest = share if passes else LARGEST_PASS[device]
-        at_a_time = max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
-    if passes is None and at_a_time:
-        passes = total // (num_processes * at_a_time)
-    if not at_a_time or not passes or at_a_time * passes * num_processes != total:
+        total = size * steps * num_processes if size and steps else TUTORIAL
+    share, rest = divmod(total, num_processes * (steps or 1))
+    if size is None and not rest and share:
+        largest = share if steps else largest_micro_batch
+        size = max(count for count in range(1, min(share, largest) + 1) if share % count == 0)
+    if steps is None and size:
+        steps = total // (num_processes * size)
+    if not size or not steps or size * steps * num_processes != total:
         raise InputError(
-            f"global batch {total} is not per_device_train_batch_size {at_a_time or '?'} x "
-            f"gradient_accumulation_steps {passes or '?'} x {num_processes} processes. "
+            f"global batch {total} is not per_device_train_batch_size {size or '?'} x "
+            f"gradient_accumulation_steps {steps or '?'} x {num_processes} processes. "
             "Leave out one of the first two, or set --global_batch_size to their product."
         )
-    return GlobalBatch(at_a_time, passes, num_processes)
+    return GlobalBatch(size, steps, num_processes)

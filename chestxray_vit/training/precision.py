@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from argparse import ArgumentTypeError
 from pathlib import Path
-from typing import Any, Dict, Set, Union
+from typing import Any, Dict, Mapping, Set, Union
 
 import torch
 from accelerate.utils import dataclasses as accelerate_settings
@@ -29,41 +29,42 @@ BF16_OF_CPUS = {"amx_bf16", "avx512_bf16"}  # their names, in /proc/cpuinfo and 
 
 def bf16_flag(text: str) -> Union[bool, str]:
     """Return the value of `--bf16`: True, False or `auto`."""
-    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "auto": "auto"}
+    values: Dict[str, Union[bool, str]] = {"true": True, "yes": True, "1": True, "auto": "auto"}
+    values.update({"false": False, "no": False, "0": False})
     if text.lower() not in values:
         raise ArgumentTypeError(f"expected true, false or auto, found {text}")
     return values[text.lower()]
 
 
-def settled(given: Dict[str, Any], device: str, pipelined: bool = False) -> Dict[str, Any]:
+def resolved(values: Mapping[str, Any], device: str, pipelined: bool = False) -> Dict[str, Any]:
     """Return the values of TrainingArguments' fields with those that were left open chosen for the device.
 
     Args:
-        given: where `bf16` may be `auto`, and it and `optim` None.
-        device: of `backend.pick_device`.
+        values: where `bf16` may be `auto`, and it and `optim` None.
+        device: `cpu`, `cuda` or `ipu`.
         pipelined: a process trains one stage, which computes in float32.
 
     Raises:
         InputError: `auto` beside `--fp16`.
     """
     on_cuda = device == "cuda"
-    # one kernel updates all weights; a pipeline sends the optimizer's state about, and was tested with the other
+    # one kernel updates all weights; a pipeline gathers the optimizer's state, and was tested with the other
     optim = "adamw_torch_fused" if on_cuda and not pipelined else "adamw_torch"
-    result = {**given, "bf16": _wants_bf16(given, device, pipelined), "optim": given.get("optim") or optim}
+    result = {**values, "bf16": _wants_bf16(values, device, pipelined), "optim": values.get("optim") or optim}
     if device == "cpu":
         result["dataloader_pin_memory"] = False
     if on_cuda and result.get("dataloader_pin_memory", True) and _copies_aside():
-        result["accelerator_config"] = given.get("accelerator_config") or {"non_blocking": True}
+        result["accelerator_config"] = values.get("accelerator_config") or {"non_blocking": True}
     return result
 
 
-def _wants_bf16(given: Dict[str, Any], device: str, pipelined: bool) -> bool:
-    asked = given.get("bf16")
-    if asked == "auto" and given.get("fp16"):
+def _wants_bf16(values: Mapping[str, Any], device: str, pipelined: bool) -> bool:
+    asked = values.get("bf16")
+    if asked == "auto" and values.get("fp16"):
         raise InputError("--bf16 auto and --fp16: only one of them can be. Leave one out.")
     if asked in (True, False):
-        return asked
-    if pipelined or device == "ipu" or given.get("fp16"):
+        return bool(asked)
+    if pipelined or device == "ipu" or values.get("fp16"):
         return False
     return (asked == "auto" or device == "cuda") and has_bf16(device)
 
@@ -105,8 +106,8 @@ class Float32Head(torch.nn.Linear):
             return linear(hidden_BD.float(), self.weight.float(), bias_L)
 
 
-def fit(model, args: Any) -> str:
-    """Give a model the faster attention, and under autocast logits in float32; return what is told of it.
+def fit(model: Any, args: Any) -> str:
+    """Give a model the faster attention, and under autocast logits in float32; return a line on the choices.
 
     Attention is as the checkpoint's config.json or the caller asked, if they did; the choice is not saved.
 
@@ -125,7 +126,7 @@ def fit(model, args: Any) -> str:
     return f"{device}: {f'{half} autocast' if half else 'float32'}, {attention} attention{compiled}"
 
 
-def _fit_to_cpu(model) -> None:
+def _fit_to_cpu(model: Any) -> None:
     if not has_bf16("cpu"):
         logger.warning(
             "--bf16 true: this processor has no bfloat16 and emulates it, slower than float32. Use --bf16 auto."

@@ -11,17 +11,23 @@ import os
 import shutil
 import tempfile
 import zipfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
-from chestxray_vit.artifacts.metadata import METADATA, find_metadata
+from safetensors import SafetensorError, safe_open
+
+from chestxray_vit.artifacts.metadata import METADATA
 from chestxray_vit.artifacts.thresholds import FILE as THRESHOLDS
-from chestxray_vit.data.synthetic.release import is_synthetic
+from chestxray_vit.artifacts.train_config import FILE as CONFIG
+from chestxray_vit.artifacts.train_config import write_train_config
+from chestxray_vit.data.dataset import XrayDataset
 from chestxray_vit.errors import InputError
+from chestxray_vit.pipeline.ipu_config import FILE as IPU_CONFIG
 from chestxray_vit.pipeline.pipeline_config import PipelineConfig
-from chestxray_vit.reporting.model_card import CARD, CONFIG, model_card
+from chestxray_vit.reporting.model_card import CARD, model_card
 from chestxray_vit.reporting.render.loss_curve import draw_loss_curve
-from chestxray_vit.storage.atomic import ASIDE_RUN, sha256, write_text
+from chestxray_vit.storage.atomic import ASIDE_RUN, write_text
 from chestxray_vit.storage.json_files import write_json
 
 logger = logging.getLogger(__name__)
@@ -67,22 +73,20 @@ def _flaw(folder: Path) -> Optional[str]:
         return f"no {STATE if states else 'rng_state.pth'}"
     weights = list(folder.glob(WEIGHTS))
     pickles = [*states, *folder.glob("optimizer.pt"), *folder.glob("scheduler.pt")] if weights else []
-    short = [path.name for path in weights if path.stat().st_size != _told_size(path)]
+    short = [path.name for path in weights if not _is_whole(path)]
     short += [path.name for path in pickles if not zipfile.is_zipfile(path)]  # which looks for the end
     if weights and not _is_json(folder / STATE):
         short.append(STATE)
     return f"{', '.join(short)} cut short" if short else None
 
 
-def _told_size(path: Path) -> int:
-    """Return the bytes of a safetensors file as its header tells them: 8 of the header's length, header, tensors."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(length) if length < path.stat().st_size else b"")
-        except ValueError:
-            return -1
-    return 8 + length + max((tensor["data_offsets"][1] for tensor in header.values() if "dtype" in tensor), default=0)
+def _is_whole(path: Path) -> bool:
+    """Return whether a safetensors file is as long as its header says; no tensor is read."""
+    try:
+        with safe_open(path, framework="numpy"):
+            return True
+    except (SafetensorError, OSError):
+        return False
 
 
 def _is_json(path: Path) -> bool:
@@ -100,57 +104,67 @@ def clear_run(output_dir: str) -> None:
         shutil.rmtree(folder)
 
 
-def data_facts(dataset_dir: str, num_images: Dict[str, int]) -> Dict[str, Any]:
+def data_facts(dataset: XrayDataset, num_images: Mapping[str, int]) -> Dict[str, Any]:
     """Return what a run was trained on: the fingerprint of the metadata and the images of each split."""
     return {
-        "name": Path(dataset_dir).resolve().name,
-        "drawn": is_synthetic(dataset_dir),
-        METADATA: sha256(find_metadata(dataset_dir)),
-        "images": num_images,
+        "name": dataset.dataset_dir.resolve().name,
+        "synthetic": dataset.is_synthetic,
+        "label_set": dataset.label_set.to_dict(),
+        METADATA: dataset.fingerprint,
+        "images": dict(num_images),
     }
+
+
+def versions() -> Dict[str, str]:
+    """Return the versions that a run depends on; those of the IPU stack where they are installed."""
+    names = ["chestxray-vit", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow"]
+    found = {name: version(name) for name in names}
+    for name in ("optimum-graphcore", "poptorch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def write_run(
     output_dir: str,
-    model,
-    processor,
-    state,
-    config: Dict[str, Any],
-    metrics: Dict[str, float],
-    ipu_config: Optional[PipelineConfig],
+    model: Any,
+    processor: Any,
+    state: Any,
+    facts: Mapping[str, Any],
+    pipeline_config: Optional[PipelineConfig],
 ) -> None:
     """Write a finished run.
 
     Args:
-        output_dir: of the run; checkpoints of the way may lie in it.
+        output_dir: of the run; its checkpoints may lie in it.
         model, processor: the best ones, saved in float32 as safetensors.
         state: the Trainer's, with its log.
-        config: `flags`, `training_arguments`, `versions`, `data`, for train_config.json.
-        metrics: validation metrics of the model, `eval_roc_auc` and so on; empty without validation.
-        ipu_config: the IPU configuration that gave the global batch, if one was named.
+        facts: `flags`, `training_arguments`, `versions`, `data`, `validation_auc`, for train_config.json.
+        pipeline_config: that gave the global batch, if one was named.
     """
     target = Path(output_dir)
     target.mkdir(parents=True, exist_ok=True)
-    config = {**config, "validation_auc": _validation_auc(metrics)}
     with tempfile.TemporaryDirectory(prefix=ASIDE_RUN, dir=target) as aside:
         model.save_pretrained(aside, safe_serialization=True)
         processor.save_pretrained(aside)
         state.save_to_json(os.path.join(aside, STATE))
-        if ipu_config is not None:
-            write_json(Path(aside, "ipu_config.json"), ipu_config.to_dict())
+        if pipeline_config is not None:
+            write_json(Path(aside, IPU_CONFIG), pipeline_config.to_dict())
         draw_loss_curve(state.log_history, Path(aside, "loss.png"))
-        write_text(Path(aside, CARD), model_card(target.resolve().name, config))
+        write_text(Path(aside, CARD), model_card(target.resolve().name, dict(facts)))
         mode = Path(aside, CARD).stat().st_mode  # as umask says; safetensors writes for its owner alone
         for name in (CONFIG, MODEL, THRESHOLDS):  # without the second no earlier weights are read for these
             (target / name).unlink(missing_ok=True)
         for path in sorted(Path(aside).iterdir(), key=lambda path: path.name == MODEL):
             path.chmod(mode)
             os.replace(path, target / path.name)
-    write_json(target / CONFIG, json.loads(json.dumps(config, default=str)))
+    write_train_config(target, facts)
 
 
-def _validation_auc(metrics: Dict[str, float]) -> Dict[str, Optional[float]]:
-    """Return the AUCs among the metrics of a validation, None where undefined."""
+def validation_auc(metrics: Mapping[str, float]) -> Dict[str, Optional[float]]:
+    """Return the AUCs among the metrics of a validation (`eval_roc_auc` and so on), None where undefined."""
     aucs = {name[len("eval_") :]: value for name, value in metrics.items()}
     aucs = {name: value for name, value in aucs.items() if name.startswith(("roc_auc", "num_findings"))}
     return {name: None if value != value else value for name, value in aucs.items()}

@@ -21,7 +21,8 @@ def evaluate(scratch: Path, num_rows: int) -> List[Result]:
 
     from chestxray_vit.images.preprocess import GreyToPixelValues
     from chestxray_vit.models.vit import build_from_scratch
-    from chestxray_vit.training.engines import choose as backend
+    from chestxray_vit.training.engines.base import predict_logits
+    from tests.helpers.engines import trainer_of
 
     full = num_rows >= FULL
     vit, processor = build_from_scratch(_shape(full))
@@ -29,7 +30,7 @@ def evaluate(scratch: Path, num_rows: int) -> List[Result]:
     cached, _, preprocess, source = views(scratch, len(paths))
     args = _arguments(scratch)
     theirs = Trainer(model=vit, args=args)
-    ours = backend.make_trainer(vit, processor, args, to_pixel_values=GreyToPixelValues(preprocess))
+    ours = trainer_of(vit, processor, args, to_pixel_values=GreyToPixelValues(preprocess))
     images, targets_NL = _OnTheFly(paths, processor), np.zeros((len(paths), 14), np.float32)
     batches = torch.stack([row["pixel_values"] for row in images]).split(BATCH)
 
@@ -39,7 +40,7 @@ def evaluate(scratch: Path, num_rows: int) -> List[Result]:
 
     ways = {
         "theirs": lambda: theirs.predict(images).predictions,
-        "ours": lambda: backend.predict_logits(ours, cached, targets_NL),
+        "ours": lambda: predict_logits(ours, cached, targets_NL),
         "limit": forward_passes,
     }
     logits_NL = ways["theirs"]()
@@ -64,10 +65,9 @@ def _shape(full: bool) -> Any:
 
 def _arguments(scratch: Path) -> Any:
     """Return the arguments of both Trainers."""
-    from chestxray_vit.training.engines import choose as backend
+    from tests.helpers.engines import arguments_of
 
-    flags = {**backend.recipe(), **backend.no_training(), "output_dir": str(scratch / "run"), "disable_tqdm": True}
-    return backend.training_arguments({**flags, "per_device_eval_batch_size": BATCH, "bf16": False}, "cpu")
+    return arguments_of(scratch / "run", disable_tqdm=True, per_device_eval_batch_size=BATCH, bf16=False)
 
 
 class _OnTheFly:

@@ -81,7 +81,7 @@ def training_step(scratch: Path, num_rows: int) -> List[Result]:
     from chestxray_vit.data.dataset import collate
     from chestxray_vit.models.vit import build_from_scratch
     from chestxray_vit.training import precision
-    from chestxray_vit.training.engines import choose as backend
+    from tests.helpers.engines import engine_of, trainer_of
 
     full = num_rows >= FULL
     size = ViTSize(224 if full else 32, 16, 3, 192, 12 if full else 1, 3, 768)  # ViT-Ti/16
@@ -125,7 +125,7 @@ def training_step(scratch: Path, num_rows: int) -> List[Result]:
 
     given = {"num_train_epochs": 1, "learning_rate": rate, "lr_scheduler_type": "constant", "seed": seed}
     flags = {**_flags(scratch), **given, "per_device_train_batch_size": batch}
-    trainer = backend.make_trainer(model, processor, backend.training_arguments(flags, "cpu"), rows)
+    trainer = trainer_of(model, processor, engine_of().arguments(flags), train=rows)
     trainer.add_callback(InTurn())
     trainer.train()
     for ours, theirs in zip(model.parameters(), bare.parameters()):
@@ -145,10 +145,9 @@ def training_step(scratch: Path, num_rows: int) -> List[Result]:
 
 def _flags(scratch: Path) -> Dict[str, Any]:
     """Return values of TrainingArguments' fields: the recipe's, without what is not an update."""
-    from chestxray_vit.training.engines import choose as backend
+    from tests.helpers.engines import values_of
 
-    quiet = {"save_strategy": "no", "disable_tqdm": True}
-    return {**backend.recipe(), **backend.no_training(), "output_dir": str(scratch / "run"), **quiet}
+    return values_of(scratch / "run", save_strategy="no", disable_tqdm=True)
 
 
 def _bfloat16_on_cpu(shape: ViTSize, name: str, batch: int) -> Result:
@@ -157,13 +156,13 @@ def _bfloat16_on_cpu(shape: ViTSize, name: str, batch: int) -> Result:
 
     from chestxray_vit.models.vit import build_from_scratch
     from chestxray_vit.training import precision
-    from chestxray_vit.training.engines import choose as backend
+    from tests.helpers.engines import engine_of
 
     pixels, targets = torch.randn(batch, 3, shape.image_size, shape.image_size), torch.ones(batch, len(FINDINGS))
     ways = {}
     for half in (False, True):
         model, _ = build_from_scratch(shape)
-        precision.fit(model, backend.training_arguments({**_flags(Path()), "bf16": half}, "cpu"))
+        precision.fit(model, engine_of().arguments({**_flags(Path()), "bf16": half}))
         ways[str(half)] = _update(model.train(), torch.optim.AdamW(model.parameters()), pixels, targets, half)
     times = {half: 1000 * seconds for half, seconds in interleave(ways, 3).items()}
     return Result(
@@ -196,7 +195,7 @@ def _on_gpu(scratch: Path, shape: ViTSize, name: str, device: str) -> List[Resul
     from chestxray_vit.data.pixel_cache.key import Resize
     from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
     from chestxray_vit.models.vit import build_from_scratch
-    from chestxray_vit.training.engines import choose as backend
+    from tests.helpers.engines import engine_of, trainer_of
 
     model, processor = build_from_scratch(shape)
     processor.save_pretrained(scratch / "vit")
@@ -208,11 +207,12 @@ def _on_gpu(scratch: Path, shape: ViTSize, name: str, device: str) -> List[Resul
     cache = build_cache(paths[0].parent, names, Resize(preprocess.size, preprocess.resample), scratch / "cache")
     same = {"per_device_train_batch_size": batch, "num_train_epochs": 1_000}
     flags = {**_flags(scratch), **same, "max_steps": num_ours + 10}
-    ours = backend.make_trainer(
+    ours = trainer_of(
         model,
         processor,
-        backend.training_arguments(flags, device),
-        CachedXrays(_unlabelled(names), cache),
+        engine_of(device).arguments(flags),
+        device,
+        train=CachedXrays(_unlabelled(names), cache),
         to_pixel_values=GreyToPixelValues(preprocess),
     )
     plain = TrainingArguments(

@@ -11,6 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from transformers import TrainingArguments
+
 from chestxray_vit import evaluate, ingest, predict, report
 from chestxray_vit.artifacts import predictions, thresholds
 from chestxray_vit.data import dataset as xrays
@@ -19,7 +21,8 @@ from chestxray_vit.labels import FINDINGS, NIH_CHESTXRAY14
 from chestxray_vit.models import vit as model
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.reporting.write import OUTPUTS
-from chestxray_vit.training.engines import choose as backend
+from chestxray_vit.training.engines.base import predict_logits
+from tests.helpers.engines import arguments_of, trainer_of
 from tests.helpers.fork_server import contents
 
 TINY = ViTSize(
@@ -73,10 +76,9 @@ def test_every_image_is_scored_once_in_order(run, synthetic_dataset, tmp_path):
 def test_no_row_is_lost_at_the_edges_of_a_batch(run, synthetic_dataset, tmp_path, num_images):
     vit, processor = model.load_model(run)
     dataset = xrays.load_xrays(synthetic_dataset).select(range(num_images))
-    given = {**backend.recipe(), **backend.no_training(), "output_dir": str(tmp_path), "per_device_eval_batch_size": 7}
-    trainer = backend.make_trainer(vit, processor, backend.training_arguments(given, "cpu"))
+    trainer = trainer_of(vit, processor, arguments_of(tmp_path, per_device_eval_batch_size=7))
     view = xrays.preprocessed(dataset, Preprocess(processor))
-    logits = backend.predict_logits(trainer, view, xrays.targets_of(dataset))
+    logits = predict_logits(trainer, view, xrays.targets_of(dataset))
     assert logits.shape == (num_images, 14)
     assert np.abs(logits - logits_one_by_one(run, dataset)).max() < 1e-4
 
@@ -84,11 +86,10 @@ def test_no_row_is_lost_at_the_edges_of_a_batch(run, synthetic_dataset, tmp_path
 def test_rows_in_another_order_are_a_defect_not_an_auc(run, synthetic_dataset, tmp_path):
     vit, processor = model.load_model(run)
     dataset = xrays.load_xrays(synthetic_dataset, "test")
-    given = {**backend.recipe(), **backend.no_training(), "output_dir": str(tmp_path)}
-    trainer = backend.make_trainer(vit, processor, backend.training_arguments(given, "cpu"))
+    trainer = trainer_of(vit, processor, arguments_of(tmp_path))
     view = xrays.preprocessed(dataset, Preprocess(processor))
     with pytest.raises(RuntimeError, match="in another order"):
-        backend.predict_logits(trainer, view, xrays.targets_of(dataset)[::-1])
+        predict_logits(trainer, view, xrays.targets_of(dataset)[::-1])
 
 
 def test_report_is_that_of_the_predictions(run, synthetic_dataset, tmp_path, capsys):
@@ -239,7 +240,7 @@ def test_predict_refuses_a_folder_without_images(run, tmp_path, capsys):
 
 
 def test_two_processes_score_every_image_once(run, synthetic_dataset, tmp_path):
-    if not hasattr(backend.TrainingArguments, "parallelism_config"):
+    if not hasattr(TrainingArguments, "parallelism_config"):
         pytest.skip("needs transformers 5")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "chestxray_vit.evaluate", str(run), "--dataset_dir", str(synthetic_dataset), "--device", "cpu"]

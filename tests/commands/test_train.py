@@ -24,8 +24,14 @@ from chestxray_vit.models.vit import build_from_scratch, load_model
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline.pipeline_config import PipelineConfig
 from chestxray_vit.training import run_folder
-from chestxray_vit.training.engines import choose as backend
+from chestxray_vit.training.engines.base import pos_weights
+from chestxray_vit.training.global_batch import GlobalBatch
+from tests.helpers.engines import arguments_of, engine_of, trainer_of
 from tests.helpers.training import STEPS, TINY, history, losses, trained
+
+TINY_SIZE = ViTSize(
+    64, 16, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48
+)  # of tests.helpers.training.TINY
 
 
 @pytest.fixture(scope="module")
@@ -125,16 +131,10 @@ def test_killed_and_resumed_run_equals_the_undisturbed(synthetic_dataset, tmp_pa
 
 def test_epochs_are_drawn_in_the_same_order_by_every_engine(synthetic_dataset, tmp_path):
     dataset = xrays.load_xrays(synthetic_dataset, "train")
-    values = {
-        **backend.recipe(),
-        **backend.no_training(),
-        "output_dir": str(tmp_path),
-        "gradient_accumulation_steps": 4,
-    }
     vit, processor = build_from_scratch(
         ViTSize(16, 8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     )
-    trainer = backend.make_trainer(vit, processor, backend.training_arguments(values, "cpu"), dataset)
+    trainer = trainer_of(vit, processor, arguments_of(tmp_path, gradient_accumulation_steps=4), train=dataset)
     trainer.data_collator = lambda rows: {"file_name": [row["file_name"] for row in rows]}
     loader = trainer.get_train_dataloader()
     for epoch in (0, 1, 2):
@@ -149,11 +149,8 @@ def test_epochs_are_drawn_in_the_same_order_by_every_engine(synthetic_dataset, t
 
 def test_resuming_restores_every_tensor_and_leaves_the_random_state(run, synthetic_dataset):
     dataset = xrays.load_xrays(synthetic_dataset, "train")
-    own = train.TrainFlags(from_scratch=True, image_size=64, patch_size=16, hidden_size=16, num_hidden_layers=2)
-    own.num_attention_heads, own.intermediate_size = 2, 48
-    vit, processor = train._build(own, None, 14)
-    args = backend.training_arguments({**backend.recipe(), **backend.no_training(), "output_dir": str(run)}, "cpu")
-    trainer = backend.make_trainer(vit, processor, args, dataset)
+    vit, processor = build_from_scratch(TINY_SIZE)
+    trainer = trainer_of(vit, processor, arguments_of(run), train=dataset)
     checkpoint = sorted(run.glob("checkpoint-*"))[0]
     before = torch.random.get_rng_state()
     trainer._load_from_checkpoint(str(checkpoint))
@@ -208,15 +205,15 @@ def test_two_processes_make_the_updates_of_one(synthetic_dataset, tmp_path):
 
 def test_loss_is_the_mean_over_images_and_findings(run):
     vit = load_model(run)[0]
-    args = backend.training_arguments({**backend.recipe(), **backend.no_training(), "output_dir": str(run)}, "cpu")
-    weights = [2.0] * 14
+    args = arguments_of(run)
+    weights = torch.full((14,), 2.0)
     pixels, labels = torch.rand(3, 3, 64, 64), (torch.rand(3, 14) > 0.5).float()
     with torch.no_grad():
         logits = vit(pixel_values=pixels).logits.double().numpy()
     probability = 1 / (1 + np.exp(-logits))
     target = labels.numpy()
     for pos_weight, factor in ((None, 1.0), (weights, 2.0)):
-        trainer = backend.make_trainer(vit, None, args, pos_weight=pos_weight)
+        trainer = trainer_of(vit, None, args, pos_weight_L=pos_weight)
         expected = -np.mean(factor * target * np.log(probability) + (1 - target) * np.log(1 - probability))
         loss = trainer.compute_loss(vit, {"pixel_values": pixels, "labels": labels})
         assert loss.item() == pytest.approx(expected, rel=1e-5)
@@ -225,7 +222,7 @@ def test_loss_is_the_mean_over_images_and_findings(run):
 def test_pos_weight_is_negatives_by_positives():
     targets = np.zeros((8, 14), dtype=np.float32)
     targets[:2, 0] = 1  # 6 negatives, 2 positives
-    assert train._pos_weight(targets)[:2] == [3.0, 1.0]  # without a positive: 1
+    assert pos_weights(targets)[:2] == [3.0, 1.0]  # without a positive: 1
 
 
 def test_pos_weight_auto_trains(synthetic_dataset, tmp_path, run):
@@ -235,7 +232,7 @@ def test_pos_weight_auto_trains(synthetic_dataset, tmp_path, run):
 
 def test_without_evaluation_no_validation_images_are_needed(synthetic_dataset, tmp_path):
     run = trained(synthetic_dataset, tmp_path / "run", "--eval_strategy", "no", "--num_train_epochs", "1")
-    assert "Not evaluated in training." in (run / "README.md").read_text()
+    assert "The model was not evaluated during training." in (run / "README.md").read_text()
 
 
 def test_yaml_gives_flags_and_the_command_line_wins(synthetic_dataset, tmp_path):
@@ -299,7 +296,7 @@ def test_unknown_flag_in_a_file_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "global_batch_size", "ipu_config", "expected"),
     [
-        ((None, None), None, None, (32, 4)),  # the tutorial's 128 images an update, 32 at a time
+        ((None, None), None, None, (32, 4)),  # the tutorial's 128 images per update, micro-batches of 32
         ((None, None), 100, None, (25, 4)),
         ((16, None), 128, None, (16, 8)),
         ((None, 8), 128, None, (16, 8)),
@@ -308,17 +305,16 @@ def test_unknown_flag_in_a_file_is_refused(tmp_path, capsys):
         ((2, None), None, {"gradient_accumulation_steps": 128, "replication_factor": 1}, (2, 128)),
     ],
 )
-def test_global_batch_is_settled(given, global_batch_size, ipu_config, expected):
+def test_global_batch_is_resolved(given, global_batch_size, ipu_config, expected):
     values = dict(zip(("per_device_train_batch_size", "gradient_accumulation_steps"), given))
     ipu_config = ipu_config and PipelineConfig.from_dict(ipu_config)
-    settled = backend.settle_batch(values, "cpu", global_batch_size, ipu_config)
-    assert (settled.at_a_time, settled.passes, settled.copies) == (*expected, 1)
+    assert engine_of().global_batch(values, global_batch_size, ipu_config) == GlobalBatch(*expected, num_replicas=1)
 
 
 def test_contradicting_batch_is_refused():
     values = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
     with pytest.raises(InputError, match="global batch 17 is not per_device_train_batch_size 4 x"):
-        backend.settle_batch(values, "cpu", 17, None)
+        engine_of().global_batch(values, 17, None)
 
 
 def test_overwrite_replaces_an_earlier_run(synthetic_dataset, tmp_path):

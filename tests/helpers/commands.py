@@ -12,17 +12,17 @@ COMMANDS = ("demo", "ingest", "plan", "train", "evaluate", "report", "predict", 
 LISTED = getattr(__main__, "COMMANDS", None) or __main__.STAGES
 # The flags of our own that `train` and `evaluate` add to TrainingArguments', by module and class.
 OWN_FLAGS: Dict[Tuple[str, str], Tuple[str, ...]] = {
-    ("train", "TrainFlags"): tuple(
-        "dataset_dir model_name_or_path device global_batch_size pos_weight cache_dir allow_unreadable augment "
-        "overwrite from_scratch "
-        "image_size patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size".split()
-    ),
-    ("train", "TrainIPUFlags"): tuple(
-        "ipu_config_name n_ipu ipu_config_overrides fp32 loss_scaling dataloader_mode "
-        "pipeline pipeline_schedule".split()
-    ),
-    ("evaluate", "EvaluateFlags"): tuple("dataset_dir split device cache_dir allow_unreadable thumbnails".split()),
-    ("training.arguments", "IPUFlags"): tuple("ipu_config_name n_ipu ipu_config_overrides fp32".split()),
+    ("training.arguments", name): tuple(flags.split())
+    for name, flags in {
+        "DatasetArguments": "dataset_dir cache_dir allow_unreadable device",
+        "TrainArguments": "dataset_dir cache_dir allow_unreadable device "
+        "model_name_or_path global_batch_size pos_weight augment overwrite from_scratch",
+        "ViTSizeArguments": "image_size patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size",
+        "IPUArguments": "ipu_config_name n_ipu ipu_config_overrides fp32",
+        "PipelineArguments": "ipu_config_name n_ipu ipu_config_overrides fp32 "
+        "loss_scaling dataloader_mode pipeline pipeline_schedule",
+        "EvaluateArguments": "dataset_dir cache_dir allow_unreadable device split thumbnails",
+    }.items()
 }
 
 

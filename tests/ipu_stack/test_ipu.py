@@ -26,9 +26,10 @@ from chestxray_vit.models.vit import build_from_scratch, load_model
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline import ipu_config
 from chestxray_vit.pipeline.pipeline_config import PipelineConfig
-from chestxray_vit.training import distributed as processes
-from chestxray_vit.training.arguments import IPUFlags
-from chestxray_vit.training.engines import choose as backend
+from chestxray_vit.training.arguments import PipelineArguments
+from chestxray_vit.training.distributed import Ranks
+from chestxray_vit.training.engines.base import TrainerInputs, predict_logits
+from tests.helpers.engines import arguments_of, engine_of, trainer_of, values_of
 from tests.helpers.training import TINY_VIT, history, losses, trained
 
 ON_IPUS = [*TINY_VIT, "--device", "ipu", "--ipu_config_name", "vit-tiny-2ipu"]
@@ -54,9 +55,9 @@ def small_trainer(tmp_path, config, rows=None, eval_rows=None, metrics=None, fp3
     size = ViTSize(16, 8, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=16)
     torch.manual_seed(0)
     vit, processor = build_from_scratch(size)
-    values = {**backend.recipe(), **backend.no_training(), "output_dir": str(tmp_path), **given}
-    args = backend.training_arguments(values, "ipu", train.TrainIPUFlags(fp32=fp32))
-    return backend.make_trainer(vit, processor, args, rows, eval_rows, metrics=metrics, config=config)
+    engine = engine_of("ipu", PipelineArguments(fp32=fp32))
+    args = engine.arguments(values_of(tmp_path, **given), config)
+    return engine.trainer(vit, processor, args, TrainerInputs(rows, eval_rows, metrics), config)
 
 
 def drawn_rows(count, dtype=torch.float32):
@@ -166,7 +167,12 @@ def test_run_folder_is_a_plain_float32_vit_and_pickles_stay_in_checkpoints(run):
     assert json.loads((run / "ipu_config.json").read_text()) == ipu_config.read_ipu_config("vit-tiny-2ipu").to_dict()
     told = json.loads((run / "train_config.json").read_text())
     assert told["device"] == "ipu"
-    assert told["global_batch"] == {"at_a_time": 1, "passes": 8, "copies": 1, "total": 8}
+    assert told["global_batch"] == {
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 8,
+        "num_replicas": 1,
+        "global_batch_size": 8,
+    }
     assert told["versions"]["optimum-graphcore"] == "0.7.1"
 
 
@@ -194,11 +200,11 @@ def trace(run):
     rates = {entry["step"]: entry["learning_rate"] for entry in history(run) if "loss" in entry}
     facts = json.loads((run / "train_config.json").read_text())
     assert list(rates) == list(range(1, facts["updates"] + 1))
-    return list(rates.values()), facts["global_batch"]["total"]
+    return list(rates.values()), facts["global_batch"]["global_batch_size"]
 
 
 def test_ipu_cpu_and_two_processes_make_the_same_updates(synthetic_dataset, poptorch, tmp_path):
-    more = [*EVERY_STEP, "--n_ipu", "4"]  # two replicas of two IPUs: 2 x 8 x 2 images an update
+    more = [*EVERY_STEP, "--n_ipu", "4"]  # two replicas of two IPUs: 2 x 8 x 2 images per update
     ipu = trained(synthetic_dataset, tmp_path / "ipu", *more, "--fp32", tiny=[*TINY_VIT, "--device", "ipu"])
     training = next(executor for executor in poptorch.executors if executor.training)
     cpu = trained(synthetic_dataset, tmp_path / "cpu", *more, tiny=[*TINY_VIT, "--device", "cpu"])
@@ -223,20 +229,16 @@ def test_ipu_cpu_and_two_processes_make_the_same_updates(synthetic_dataset, popt
 
 
 def test_loss_in_the_model_is_the_loss_elsewhere(poptorch, tmp_path):
-    from chestxray_vit.training.engines import ipu_trainer as ipu
+    from chestxray_vit.training.engines.ipu_model import PipelinedViT
 
     config = ipu_config.read_ipu_config("vit-tiny-2ipu")
-    weights = [float(place) for place in range(1, 15)]
+    weights = torch.arange(1.0, 15.0)
     trainer = small_trainer(tmp_path, config)
-    pipelined = ipu.PipelinedViT.from_transformers(trainer.model.plain(), trainer.ipu_config)
-    pipelined.pos_weight_L = torch.tensor(weights)
+    pipelined = PipelinedViT.of(trainer.model.plain(), trainer.ipu_config, weights)
     rows = xrays.collate(drawn_rows(3))
     loss, logits_BL = pipelined(**rows)
     plain = trainer.model.plain()
-    args = backend.training_arguments(
-        {**backend.recipe(), **backend.no_training(), "output_dir": str(tmp_path)}, "cpu", IPUFlags()
-    )
-    expected = backend.make_trainer(plain, None, args, pos_weight=weights).compute_loss(plain, rows)
+    expected = trainer_of(plain, None, arguments_of(tmp_path), pos_weight_L=weights).compute_loss(plain, rows)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert torch.allclose(logits_BL, plain(rows["pixel_values"]).logits, atol=1e-6)
 
@@ -288,7 +290,7 @@ def test_every_row_is_scored_once_and_in_order(poptorch, tmp_path, count):
     assert logged["eval_loss"] == pytest.approx(
         binary_cross_entropy_with_logits(logits_NL, torch.from_numpy(targets_NL)).item(), abs=1e-5
     )
-    assert np.allclose(backend.predict_logits(trainer, rows, targets_NL), logits_NL, atol=1e-5)
+    assert np.allclose(predict_logits(trainer, rows, targets_NL), logits_NL, atol=1e-5)
     executor = poptorch.executors[-1]
     assert sum(executor.micro_batches) % 6 == 0
     assert sum(executor.micro_batches) == 2 * (-(-count // 6) * 6)  # evaluated, then predicted
@@ -367,10 +369,10 @@ def test_ipus_that_are_not_there_or_not_free_are_told_apart(synthetic_dataset, p
 
 
 def test_auto_takes_the_ipu_where_there_is_one(poptorch, caplog):
-    assert backend.pick_device("auto") == "ipu"
+    assert engine_of("auto").device == "ipu"
     assert pick_device("auto") == "cpu"
     poptorch.hardware.present = 0
-    assert backend.pick_device("auto") == "cpu"
+    assert engine_of("auto").device == "cpu"
     assert "no IPU: no IPU is there" in caplog.text
 
 
@@ -413,7 +415,8 @@ def test_only_the_first_instance_of_poprun_writes(synthetic_dataset, poptorch, t
     for index in (0, 1):
         poptorch.reset()
         monkeypatch.setenv("DOUBLE_POPDIST_INSTANCE", str(index))
-        assert processes.instance() == (index, 2)
+        ranks = Ranks.from_environment()
+        assert (ranks.instance, ranks.num_instances, ranks.is_main) == (index, 2, index == 0)
         command = ["--dataset_dir", str(synthetic_dataset), "--output_dir", str(tmp_path / str(index)), *ON_IPUS, *more]
         assert train.main(command) == 0
         training = next(executor for executor in poptorch.executors if executor.training)
@@ -422,7 +425,7 @@ def test_only_the_first_instance_of_poprun_writes(synthetic_dataset, poptorch, t
         assert [call["images"] for call in training.calls] == [16] * 8  # half of an update's 32
     assert (tmp_path / "0" / "train_config.json").is_file()
     assert not (tmp_path / "1").exists()
-    assert json.loads((tmp_path / "0" / "train_config.json").read_text())["global_batch"]["total"] == 32
+    assert json.loads((tmp_path / "0" / "train_config.json").read_text())["global_batch"]["global_batch_size"] == 32
 
 
 def test_a_run_without_an_ipu_config_is_scored_by_the_default_one(synthetic_dataset, poptorch, tmp_path):

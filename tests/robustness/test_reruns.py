@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("fcntl")
 
 from chestxray_vit import train
-from chestxray_vit.training.engines.base import LogBeforeSave
+from chestxray_vit.training.engines.progress import LogBeforeSave
 from tests.helpers.fork_server import contents
 from tests.robustness.command_lines import evaluating, ingesting, training
 
@@ -79,7 +79,7 @@ LONG = (
 MEASURED = """
 import json, os, sys
 from chestxray_vit import train
-from chestxray_vit.training.engines.base import LogBeforeSave
+from chestxray_vit.training.engines.progress import LogBeforeSave
 
 def measure(self, args, state, control, **_):
     if state.global_step % 100 == 0:

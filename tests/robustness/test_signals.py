@@ -21,7 +21,7 @@ transformers = pytest.importorskip("transformers")
 from chestxray_vit import train
 from chestxray_vit.entry_point import LOADERS_GRACE, handle_signals
 from chestxray_vit.training import run_folder
-from chestxray_vit.training.engines.base import RestoringTrainer
+from chestxray_vit.training.engines.hf_trainer import RestoringTrainer
 from tests.helpers.training import TINY, TINY_VIT, history, trained
 
 THOROUGH = pytest.mark.slow
@@ -177,7 +177,7 @@ def test_the_second_signal_leaves_at_once(synthetic_dataset, tmp_path):
     """The update in which the first arrives never ends."""
     script = (
         "import sys, time; from chestxray_vit import train\n"
-        "from chestxray_vit.training.engines.base import RestoringTrainer\n"
+        "from chestxray_vit.training.engines.hf_trainer import RestoringTrainer\n"
         "def slow(*_, **__):\n"
         "    print('in an update', flush=True)\n"
         "    while True: time.sleep(0.01)\n"

@@ -1,48 +1,170 @@
-"""The Trainer of CUDA and CPU, and what it shares with the IPU's: restoring, logging, the progress bar.
+"""What an engine is, and what all engines' trainers do alike with checkpoints, logs and pixel values.
 
 `Trainer` itself loads a ViT's checkpoint by names that the live module no longer has, warns once, and goes on with
 random weights: here every tensor is restored, or nothing is.
 
-B batch, L labels."""
+B batch, N images, L labels."""
 
 from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
 
 import numpy as np
 import torch
-import transformers
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.utils.data import DistributedSampler, RandomSampler
-from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from chestxray_vit.errors import InputError
+from chestxray_vit.images.preprocess import GreyToPixelValues
+from chestxray_vit.labels import LabelSet
+from chestxray_vit.metrics.roc_auc import compute_metrics
 from chestxray_vit.models.label_config import label_set_of
 from chestxray_vit.models.vit import load_model
+from chestxray_vit.models.vit_size import ViTSize
+from chestxray_vit.pipeline import ipu_config
+from chestxray_vit.pipeline.pipeline_config import PipelineConfig
+from chestxray_vit.training.arguments import IPUArguments, TrainArguments
+from chestxray_vit.training.distributed import Ranks
+from chestxray_vit.training.engines.progress import replace_progress_bars
+from chestxray_vit.training.global_batch import GlobalBatch
+
+if TYPE_CHECKING:
+    from transformers import Trainer as TrainerBase
+else:
+    TrainerBase = object
 
 logger = logging.getLogger(__name__)
 
-# From version 5 on, accelerate gives each process its share of the images, and seeds each epoch's order.
-ACCELERATE_SHARES = int(transformers.__version__.split(".")[0]) >= 5
+
+@dataclass(frozen=True)
+class TrainerInputs:
+    """What a trainer reads and how.
+
+    Attributes:
+        train, validation: of `chestxray_vit.data.cached_dataset.model_inputs`.
+        metrics: called with logits and labels of the whole evaluation set.
+        pos_weight_L: weights of the positives in the loss; None for 1.
+        to_pixel_values: makes pixel values of cached planes; None where the rows are pixel values.
+        augment: changes pixel values in training.
+    """
+
+    train: Any = None
+    validation: Any = None
+    metrics: Optional[Callable] = compute_metrics
+    pos_weight_L: Optional[torch.Tensor] = None
+    to_pixel_values: Optional[GreyToPixelValues] = None
+    augment: Optional[Callable] = None
 
 
-class Restoring:
-    """What both engines' trainers do with checkpoints and logs; comes before the Trainer among the bases."""
+class Engine(ABC):
+    """Where and how a model trains and scores.
 
-    def log(self, logs: Dict[str, float], *args) -> None:
+    Attributes:
+        device: `cpu`, `cuda` or `ipu`.
+        options: our IPU and pipeline arguments.
+        ranks: of this process.
+    """
+
+    def __init__(self, device: str, options: IPUArguments, ranks: Ranks):
+        self.device, self.options, self.ranks = device, options, ranks
+
+    @property
+    def pixel_dtype(self) -> type:
+        """The type of the pixel values that the loader sends."""
+        return np.float32
+
+    def check(self, args: TrainArguments) -> None:  # noqa: B027
+        """Refuse arguments that this engine does not have."""
+
+    def pipeline_config(self, default: Optional[str] = None) -> Optional[PipelineConfig]:
+        """Return the IPU configuration to follow, if one is named or the engine needs one.
+
+        Args:
+            default: its name where none is named and the engine needs one.
+        """
+        name = self.options.ipu_config_name
+        return None if name is None else self._read_config(name)
+
+    def _read_config(self, name: str) -> PipelineConfig:
+        return ipu_config.read_ipu_config(
+            name, ipu_config.num_ipus(self.options.n_ipu), self.options.ipu_config_overrides
+        )
+
+    @abstractmethod
+    def global_batch(
+        self, values: Mapping[str, Any], global_batch_size: Optional[int], config: Optional[PipelineConfig]
+    ) -> GlobalBatch:
+        """Return how the global batch is divided: that of the IPU configuration, if there is one, on every engine.
+
+        Args:
+            values: of TrainingArguments' fields.
+            global_batch_size: images per update, where the user named them.
+            config: of `pipeline_config`, with its accumulation resolved.
+        """
+
+    @abstractmethod
+    def arguments(self, values: Mapping[str, Any], config: Optional[PipelineConfig] = None) -> Any:
+        """Return the engine's TrainingArguments, and join the other processes.
+
+        Args:
+            values: of TrainingArguments' fields; `bf16` may be `auto`.
+            config: of `pipeline_config`.
+
+        Raises:
+            InputError: values that contradict each other, or that this engine does not have.
+        """
+
+    @abstractmethod
+    def trainer(
+        self, model: Any, processor: Any, args: Any, inputs: TrainerInputs, config: Optional[PipelineConfig] = None
+    ) -> Any:
+        """Return the engine's Trainer.
+
+        Args:
+            model, processor: of `chestxray_vit.models.vit`; the processor is saved beside every checkpoint.
+            args: of `arguments`.
+            inputs: what it reads.
+            config: of `pipeline_config`.
+
+        Raises:
+            InputError: too few images, or a model that does not fit the configuration.
+        """
+
+    def notes(self, config: Optional[PipelineConfig], micro_batch_size: int, size: ViTSize) -> List[str]:
+        """Return what a user should know of this engine's training, once per run."""
+        return []
+
+
+class BaseTrainer(TrainerBase):
+    """What all engines' trainers do alike; comes before a library's Trainer among the bases."""
+
+    model: Any  # set by the library's Trainer
+    args: Any
+    train_dataset: Any
+    processing_class: Any
+
+    def __init__(self, inputs: TrainerInputs, show_progress: bool, **options: Any):
+        """Args: inputs: what it reads; show_progress: print a bar; options: of the library's Trainer."""
+        self.to_pixel_values, self.augment, self.pos_weight_L = (
+            inputs.to_pixel_values,
+            inputs.augment,
+            inputs.pos_weight_L,
+        )
+        super().__init__(
+            train_dataset=inputs.train, eval_dataset=inputs.validation, compute_metrics=inputs.metrics, **options
+        )
+        replace_progress_bars(self, show_progress)
+
+    def log(self, logs: Dict[str, float], *args: Any) -> None:
         """Log, without what is undefined: JSON has no NaN, and trainer_state.json is JSON."""
         super().log({name: value for name, value in logs.items() if not _is_nan(value)}, *args)
 
-    to_pixel_values: Optional[Callable] = None  # makes pixel values of cached planes
-    augment: Optional[Callable] = None  # changes them in training
-
-    def _prepare_inputs(self, inputs):
+    def _prepare_inputs(self, inputs: Dict[str, Any]) -> Dict[str, Any]:
         """Move a batch to the device, make pixel values of grey planes there, and change them in training."""
         inputs = super()._prepare_inputs(inputs)
         for change in (self.to_pixel_values, self.augment if self.model.training else None):
@@ -50,33 +172,36 @@ class Restoring:
                 inputs["pixel_values"] = change(inputs["pixel_values"])
         return inputs
 
-    def trained_model(self):
+    def trained_model(self) -> Any:
         """Return the trained model as a plain `ViTForImageClassification`."""
         return self.model
 
-    def _load_rng_state(self, checkpoint):
+    def _load_rng_state(self, checkpoint: Optional[str]) -> None:
         # transformers 4 does not tell torch >= 2.6 that the numpy part of the state is harmless
         if not hasattr(torch.serialization, "safe_globals"):
             return super()._load_rng_state(checkpoint)
-        rebuild = np.zeros(1).__reduce__()[0]
-        with torch.serialization.safe_globals([rebuild, np.ndarray, np.dtype, type(np.dtype(np.uint32))]):
+        rebuild: Any = np.zeros(1).__reduce__()[0]
+        harmless = [rebuild, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
+        with torch.serialization.safe_globals(harmless):
             return super()._load_rng_state(checkpoint)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._restore(resume_from_checkpoint, self.model if model is None else model)
 
-    def _load_best_model(self):
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        assert best is not None
         if self.is_world_process_zero():
-            logger.info("loading the best checkpoint: %s", Path(self.state.best_model_checkpoint).name)
-        self._restore(self.state.best_model_checkpoint, self.model)
+            logger.info("loading the best checkpoint: %s", Path(best).name)
+        self._restore(best, self.model)
 
-    def _restore(self, folder: str, model) -> None:
+    def _restore(self, folder: str, model: Any) -> None:
         """Load through `from_pretrained`, which knows both namings; leave the random state as it was."""
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             saved, _ = load_model(folder)
         found, expected = label_set_of(saved.config), label_set_of(model.config)
-        if found != expected:
+        if found.names != expected.names:
             raise InputError(f"{folder}: a checkpoint for {list(found.names)}, expected {list(expected.names)}.")
         try:
             model.load_state_dict(saved.state_dict(), strict=True)
@@ -88,67 +213,24 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-class EpochSampler(DistributedSampler):
-    """One process's share of an epoch of whole global batches: an update of fewer images would weigh them more.
-
-    An epoch's order follows from the seed and its number alone, and is that of accelerate's seeded sampler, so that
-    engines, versions and resumed runs see the same images; all processes' shares together make up the batches."""
-
-    def __init__(self, dataset, batch: int, seed: int, processes: int = 1, process: int = 0):
-        """Args: dataset: to draw from; batch: images of one update; processes, process: how many, and which this is."""
-        super().__init__(dataset, num_replicas=processes, rank=process, seed=seed)
-        self.whole = len(dataset) // batch * batch
-        self.num_samples = self.whole // processes
-
-    def __iter__(self):
-        """Yield the rows of an epoch: the one that `set_epoch` told, else the next (in an asynchronous loader)."""
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        self.epoch += 1
-        order = torch.randperm(len(self.dataset), generator=generator)[: self.whole]
-        return iter(order[self.rank :: self.num_replicas].tolist())
-
-
-class PaddedDataset(torch.utils.data.Dataset):
-    """A data set whose last row is repeated up to whole batches; `num_rows` says how many rows are its own."""
-
-    def __init__(self, rows, batch: int):
-        """Args: rows: of `pixels.model_inputs`; batch: images of which there must be whole ones."""
-        self.rows = rows
-        self.num_rows = len(rows)
-        self.length = -(-self.num_rows // batch) * batch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, place: int) -> Dict[str, torch.Tensor]:
-        return self.rows[min(place, self.num_rows - 1)]
-
-    def __getitems__(self, places: Sequence[int]) -> Any:
-        """Return rows, or a batch where the data set makes one."""
-        own = [min(place, self.num_rows - 1) for place in places]
-        whole = getattr(self.rows, "__getitems__", None)
-        return [self.rows[place] for place in own] if whole is None else whole(own)
-
-
 def scored(
-    logits_NL: np.ndarray,
-    targets_NL: np.ndarray,
+    output: Union[EvalPrediction, EvalLoopOutput],
     num_rows: int,
     pos_weight_L: Optional[torch.Tensor],
     compute_metrics: Optional[Callable],
     prefix: str,
 ) -> EvalLoopOutput:
-    """Cut off the filling, and return loss and metrics of the rows that remain.
+    """Cut off the padding, and return loss and metrics of the rows that remain.
 
     Args:
-        logits_NL, targets_NL: of all rows of a `PaddedDataset`, in its order.
-        num_rows: its own.
+        output: logits and targets (N, L) of all rows of a `PaddedDataset`, in its order.
+        num_rows: how many rows are not padding.
         pos_weight_L: weights of the positives in the loss.
         compute_metrics: of the Trainer.
         prefix: of the metrics' names.
     """
-    logits_NL = np.asarray(logits_NL[:num_rows], dtype=np.float32)
-    targets_NL = np.asarray(targets_NL[:num_rows], dtype=np.float32)
+    logits_NL = np.asarray(output.predictions, dtype=np.float32)[:num_rows]
+    targets_NL = np.asarray(output.label_ids, dtype=np.float32)[:num_rows]
     loss = binary_cross_entropy_with_logits(
         torch.from_numpy(logits_NL), torch.from_numpy(targets_NL), pos_weight=pos_weight_L
     )
@@ -159,80 +241,44 @@ def scored(
     return EvalLoopOutput(logits_NL, targets_NL, named, num_rows)
 
 
-class RestoringTrainer(Restoring, Trainer):
-    """A Trainer for several findings at once, on CUDA and CPU, that restores every tensor of a checkpoint, or fails."""
+def predict_logits(trainer: Any, rows: Any, targets_NL: np.ndarray) -> np.ndarray:
+    """Return the float32 logits (N, L) of a data set, a row for each of its rows and in its order.
 
-    pos_weight_L: Optional[torch.Tensor] = None
+    Args:
+        trainer: of `Engine.trainer`.
+        rows: of `chestxray_vit.data.cached_dataset.model_inputs`.
+        targets_NL: its labels, to prove the order.
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Return the mean binary cross-entropy over images and findings, in float32."""
-        outputs = model(pixel_values=inputs["pixel_values"])
-        logits_BL = outputs.logits.float()
-        weight_L = None if self.pos_weight_L is None else self.pos_weight_L.to(logits_BL.device)
-        loss = binary_cross_entropy_with_logits(logits_BL, inputs["labels"], pos_weight=weight_L)
-        return (loss, {"logits": outputs.logits}) if return_outputs else loss
-
-    def _get_train_sampler(self, *_):
-        """Draw whole global batches, as an IPU does."""
-        args = self.args
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        seed = args.seed if args.data_seed is None else args.data_seed
-        if not ACCELERATE_SHARES:
-            return EpochSampler(self.train_dataset, batch, seed, args.world_size, args.process_index)
-        whole = len(self.train_dataset) // batch * batch
-        return RandomSampler(self.train_dataset, num_samples=whole, generator=torch.Generator().manual_seed(seed))
+    Raises:
+        RuntimeError: rows were lost or changed their order: a defect, never to be reported as an AUC.
+    """
+    output = trainer.predict(rows)
+    logits_NL = np.asarray(output.predictions, dtype=np.float32)
+    if logits_NL.shape != targets_NL.shape or not np.array_equal(output.label_ids, targets_NL):
+        raise RuntimeError(f"{len(targets_NL)} rows in, {len(logits_NL)} rows out, or in another order")
+    return logits_NL
 
 
-class Progress(ProgressCallback):
-    """One bar for the updates, one line for each log: the Trainer's own prints 14 AUCs in a row."""
+def check_labels(run_dir: str, found: LabelSet, dataset_dir: str, expected: LabelSet) -> None:
+    """Refuse a model for other labels than a data set's, or in another order.
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Name the bar."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description("train")
-            self.training_bar.unit = "update"
-
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **_):
-        """Show a bar for a scoring that takes more than two seconds, and take it away after."""
-        if state.is_world_process_zero:
-            if self.prediction_bar is None:
-                self.prediction_bar = tqdm(
-                    total=len(eval_dataloader), desc="score", unit="batch", delay=2, leave=False, dynamic_ncols=True
-                )
-            self.prediction_bar.update(1)
-
-    def on_log(self, args, state, control, logs=None, **_):
-        """Print a line above the bar."""
-        if self.training_bar is None or not state.is_world_process_zero:
-            return
-        if "eval_loss" in logs:
-            text = f"validation loss {logs['eval_loss']:.4f}"
-            if "eval_roc_auc" in logs:
-                text += f", AUC {logs['eval_roc_auc']:.4f} over {logs['eval_num_findings']:.0f} findings"
-        elif "loss" in logs:
-            text = f"loss {float(logs['loss']):.4f}, learning rate {float(logs['learning_rate']):.2e}"
-        else:
-            return
-        self.training_bar.write(f"epoch {state.epoch:.2f}, update {state.global_step}: {text}")
+    Raises:
+        InputError: names the labels that only one of them has.
+    """
+    if found.names == expected.names:
+        return
+    lacking = [name for name in expected.names if name not in found.names]
+    unknown = [name for name in found.names if name not in expected.names]
+    differences = [f"the model lacks {', '.join(lacking)}"] if lacking else []
+    differences += [f"the data set lacks {', '.join(unknown)}"] if unknown else []
+    raise InputError(
+        f"{run_dir} scores {len(found)} labels, {dataset_dir} has {len(expected)}: "
+        f"{'; '.join(differences) or 'they are in another order'}. Use the data set's labels as in the training "
+        "(for NIH's: ingest with or without --include_no_finding, as then)."
+    )
 
 
-class LogBeforeSave(TrainerCallback):
-    """Log wherever a checkpoint is saved, so that a resumed run logs the same means as an undisturbed one."""
-
-    def on_step_end(self, args, state, control, **_):
-        """Ask for a log."""
-        control.should_log = control.should_log or control.should_save
-
-    def on_epoch_end(self, args, state, control, **_):
-        """Ask for a log, unless this update has one: there would be nothing to take the mean of."""
-        logged = any("loss" in entry and entry["step"] == state.global_step for entry in state.log_history[-2:])
-        control.should_log = (control.should_log or control.should_save) and not logged
-
-
-def replace_progress_bars(trainer, show: bool) -> None:
-    """Take away what the libraries print of a training, and show our bar and lines in its place, if wanted."""
-    for theirs in (PrinterCallback, ProgressCallback, transformers.trainer.DEFAULT_PROGRESS_CALLBACK):
-        trainer.remove_callback(theirs)
-    if show:
-        trainer.add_callback(Progress())
+def pos_weights(targets_NL: np.ndarray) -> List[float]:
+    """Return negatives / positives by label, as CheXNet weighted its loss; 1 where a label has no positive."""
+    positives_L: Sequence[float] = targets_NL.sum(axis=0)
+    return [float((len(targets_NL) - count) / count) if count else 1.0 for count in positives_L]

@@ -29,7 +29,8 @@ def known(mini_release, tmp_path):
     }
     (run / "train_config.json").write_text(json.dumps(config))
     command = ["python", "-m", "x", str(run), "--dataset_dir", str(mini_release), f"--output_dir={tmp_path}/a b"]
-    content = provenance.provenance(path, "test", False, command, {"torch": "2"}, run, metadata)
+    data = provenance.IngestedData(metadata, sha256(metadata), is_synthetic=False)
+    content = provenance.provenance(path, "test", command, {"torch": "2"}, run, data)
     return path, content, metadata
 
 

@@ -16,11 +16,12 @@ from transformers import AutoImageProcessor, ViTImageProcessor
 from chestxray_vit import evaluate, train
 from chestxray_vit.artifacts.predictions import read_predictions
 from chestxray_vit.data import cached_dataset as pixels
-from chestxray_vit.data.cached_dataset import CachedXrays, IPUCollate, open_cache
+from chestxray_vit.data.cached_dataset import CachedXrays, open_cache
 from chestxray_vit.data.dataset import collate, load_xrays, open_dataset, preprocessed, targets_of
 from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
 from chestxray_vit.models.vit import build_model
-from chestxray_vit.training.engines import choose as backend
+from chestxray_vit.training.engines.base import predict_logits
+from tests.helpers.engines import arguments_of, trainer_of
 from tests.helpers.training import TINY, losses, trained
 
 HALF, IMAGENET = ([0.5] * 3, [0.5] * 3), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -67,19 +68,6 @@ def test_loader_takes_whole_batches(synthetic_dataset, tmp_path, workers):
     assert torch.equal(torch.cat([batch["pixel_values"] for batch in batches])[9], cached[9]["pixel_values"])
 
 
-@pytest.mark.parametrize(("statistics", "channels"), [(HALF, 1), (IMAGENET, 3)])
-def test_ipus_get_one_channel_where_all_are_alike(statistics, channels):
-    preprocess = Preprocess(processor(*statistics))
-    planes = torch.randint(0, 256, (2, 8, 8), dtype=torch.uint8)
-    batch = IPUCollate(GreyToPixelValues(preprocess), torch.float16)(
-        {"pixel_values": planes, "labels": torch.zeros(2, 14)}
-    )
-    assert batch["pixel_values"].shape == (2, channels, 8, 8)
-    assert batch["pixel_values"].dtype == torch.float16
-    expected = torch.from_numpy(preprocess.levels_3x256)[:channels, planes.long()].transpose(0, 1)
-    assert torch.allclose(batch["pixel_values"].float(), expected, atol=2e-3)
-
-
 def test_training_by_the_cache_is_training_without(synthetic_dataset, tmp_path):
     steps = ["--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"]
     without = trained(synthetic_dataset, tmp_path / "without", *steps, "--cache_dir", "none")
@@ -117,16 +105,13 @@ def test_real_logits_are_the_same_by_the_cache(real_release, deit_tiny, tmp_path
     preprocess = Preprocess(own)
     xrays = load_xrays(dataset)
     cache = open_cache(open_dataset(dataset), preprocess, str(tmp_path / "cache"), False)
-    args = {**backend.recipe(), **backend.no_training(), "output_dir": str(tmp_path / "out")}
     logits = []
     for view, to_pixel_values in (
         (preprocessed(xrays, preprocess), None),
         (CachedXrays(xrays, cache), GreyToPixelValues(preprocess)),
     ):
-        trainer = backend.make_trainer(
-            vit, own, backend.training_arguments(args, "cpu"), to_pixel_values=to_pixel_values
-        )
-        logits.append(backend.predict_logits(trainer, view, targets_of(xrays)))
+        trainer = trainer_of(vit, own, arguments_of(tmp_path / "out"), to_pixel_values=to_pixel_values)
+        logits.append(predict_logits(trainer, view, targets_of(xrays)))
     assert logits[0].std() > 0.01
     assert np.abs(logits[0] - logits[1]).max() < 1e-5
     assert isinstance(own, type(AutoImageProcessor.from_pretrained(deit_tiny)))

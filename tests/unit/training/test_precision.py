@@ -14,14 +14,16 @@ transformers = pytest.importorskip("transformers")
 
 from safetensors.torch import load_file
 
-from chestxray_vit import evaluate, train
+from chestxray_vit import evaluate
 from chestxray_vit.artifacts.predictions import read_predictions
 from chestxray_vit.errors import InputError
 from chestxray_vit.models.vit import build_from_scratch, load_model
 from chestxray_vit.models.vit_size import ViTSize
-from chestxray_vit.training import arguments as flags
 from chestxray_vit.training import precision
-from chestxray_vit.training.engines import choose as backend
+from chestxray_vit.training.arguments import CommandHelp, TrainArguments, parse
+from chestxray_vit.training.engines.base import predict_logits
+from chestxray_vit.training.engines.hf_trainer import HFEngine
+from tests.helpers.engines import arguments_of, trainer_of
 from tests.helpers.training import STEPS, history, losses, trained
 
 CHOOSES_ATTENTION = hasattr(transformers.PreTrainedModel, "set_attn_implementation")
@@ -33,10 +35,9 @@ ON_CUDA = {"bf16": False, "optim": "adamw_torch_fused"}
 ON_CPU = {"bf16": False, "optim": "adamw_torch", "dataloader_pin_memory": False}
 
 
-def arguments(tmp_path, **given):
-    """Return TrainingArguments for the CPU."""
-    given = {**backend.recipe(), **backend.no_training(), "output_dir": str(tmp_path), **given}
-    return backend.training_arguments(given, "cpu")
+def parsed(argv):
+    """Return the values of TrainingArguments' fields on a command line of `train`."""
+    return parse((TrainArguments,), CommandHelp("train", "", ""), argv)[1]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def arguments(tmp_path, **given):
 )
 def test_open_choices_follow_from_the_device(device, has_it, given, expected, monkeypatch):
     monkeypatch.setattr(precision, "has_bf16", lambda asked: has_it)
-    settled = precision.settled({"bf16": None, "optim": None, **given}, device)
+    settled = precision.resolved({"bf16": None, "optim": None, **given}, device)
     settled.pop("accelerator_config", None)
     assert settled == {**given, **expected}
 
@@ -69,29 +70,30 @@ def test_open_choices_follow_from_the_device(device, has_it, given, expected, mo
 def test_a_pipeline_computes_in_float32(device, monkeypatch):
     monkeypatch.setattr(precision, "has_bf16", lambda asked: True)
     for bf16 in (None, "auto", False):
-        settled = precision.settled({"bf16": bf16, "optim": None}, device, pipelined=True)
+        settled = precision.resolved({"bf16": bf16, "optim": None}, device, pipelined=True)
         assert (settled["bf16"], settled["optim"]) == (False, "adamw_torch")
-    assert precision.settled({"bf16": True}, device, pipelined=True)["bf16"]  # `pipelined` refuses it
+    assert precision.resolved({"bf16": True}, device, pipelined=True)["bf16"]  # the engine refuses it
 
 
 def test_auto_beside_fp16_is_refused():
     with pytest.raises(InputError, match="--bf16 auto and --fp16: only one of them can be"):
-        precision.settled({"bf16": "auto", "fp16": True}, "cuda")
+        precision.resolved({"bf16": "auto", "fp16": True}, "cuda")
 
 
 def test_cuda_copies_while_it_computes():
-    settled = precision.settled({"bf16": False, "dataloader_pin_memory": True}, "cuda")
+    settled = precision.resolved({"bf16": False, "dataloader_pin_memory": True}, "cuda")
     assert settled["dataloader_pin_memory"]
     assert settled.get("accelerator_config") == ({"non_blocking": True} if COPIES_ASIDE else None)
     for given in ({"accelerator_config": {"even_batches": True}}, {"dataloader_pin_memory": False}):
-        settled = precision.settled({"bf16": False, **given}, "cuda")
+        settled = precision.resolved({"bf16": False, **given}, "cuda")
         assert settled.get("accelerator_config") == given.get("accelerator_config")
 
 
 @pytest.mark.skipif(not COPIES_ASIDE, reason="transformers 4.29 has no such setting")
 def test_copies_aside_reach_the_loader(tmp_path, rows):
     vit, processor = build_from_scratch(SMALL)
-    trainer = backend.make_trainer(vit, processor, arguments(tmp_path, accelerator_config={"non_blocking": True}), rows)
+    args = arguments_of(tmp_path, accelerator_config={"non_blocking": True})
+    trainer = trainer_of(vit, processor, args, train=rows)
     assert trainer.accelerator.non_blocking
     assert trainer.get_train_dataloader()._non_blocking
 
@@ -102,7 +104,7 @@ def test_flag_takes_auto_from_wherever(tokens, tmp_path):
     files["yaml"].write_text("bf16: auto\n")
     files["json"].write_text('{"bf16": "auto"}')
     argv = [token.format(**files) for token in tokens]
-    assert flags.parse((train.TrainFlags,), "train", "", "", argv)[1]["bf16"] == "auto"
+    assert parsed(argv)["bf16"] == "auto"
 
 
 def test_flag_takes_true_and_false_and_nothing_else(tmp_path, capsys):
@@ -110,9 +112,9 @@ def test_flag_takes_true_and_false_and_nothing_else(tmp_path, capsys):
     expected = {(): None, ("--bf16",): True, ("--bf16", "true"): True, ("--bf16=false",): False, ("--bf16", "0"): False}
     expected[(str(tmp_path / "recipe.yaml"),)] = True
     for argv, value in expected.items():
-        assert flags.parse((train.TrainFlags,), "train", "", "", argv)[1]["bf16"] is value
+        assert parsed(argv)["bf16"] is value
     with pytest.raises(SystemExit):
-        flags.parse((train.TrainFlags,), "train", "", "", ["--bf16", "maybe"])
+        parsed(["--bf16", "maybe"])
     assert "expected true, false or auto, found maybe" in capsys.readouterr().err
 
 
@@ -196,8 +198,8 @@ def test_evaluation_in_bfloat16_makes_no_ties(rows, tmp_path):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             pixels = torch.stack([row["pixel_values"] for row in rows])
             tied = vit.eval()(pixel_values=pixels).logits.float().numpy()
-        trainer = backend.make_trainer(vit, processor, arguments(tmp_path, bf16=bf16))
-        logits[bf16] = backend.predict_logits(trainer, rows, targets_NL)
+        trainer = trainer_of(vit, processor, arguments_of(tmp_path, bf16=bf16))
+        logits[bf16] = predict_logits(trainer, rows, targets_NL)
         distinct[bf16] = num_distinct(logits[bf16])
     assert min(*distinct[True], *distinct[False]) >= 199  # two of 200 may be the same by chance, in float32 too
     assert np.mean(num_distinct(tied)) < 150  # what autocast alone makes of them
@@ -295,13 +297,13 @@ def test_compiled_is_told():
 
 def test_evaluate_scores_in_float32_unless_asked(runs, synthetic_dataset, tmp_path, monkeypatch):
     asked = []
-    arguments_of = backend.training_arguments
+    arguments = HFEngine.arguments
 
-    def watched(given, *more):
-        asked.append(given["bf16"])
-        return arguments_of(given, *more)
+    def watched(engine, values, *more):
+        asked.append(values["bf16"])
+        return arguments(engine, values, *more)
 
-    monkeypatch.setattr(backend, "training_arguments", watched)
+    monkeypatch.setattr(HFEngine, "arguments", watched)
     where = ["--dataset_dir", str(synthetic_dataset), "--output_dir", str(tmp_path), "--device", "cpu"]
     for more in ([], ["--bf16", "true"], ["--bf16", "auto"]):
         assert evaluate.main([str(runs["true"]), *where, *more]) == 0

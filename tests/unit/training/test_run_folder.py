@@ -64,11 +64,15 @@ def test_no_whole_checkpoint(two_checkpoints):
         run_folder.last_checkpoint(str(two_checkpoints))
 
 
-def test_the_size_that_a_header_tells(tmp_path):
-    save_file({"a": torch.zeros(3), "b": torch.zeros(2, 5)}, tmp_path / "x", metadata={"format": "pt"})
-    assert run_folder._told_size(tmp_path / "x") == (tmp_path / "x").stat().st_size
-    save_file({}, tmp_path / "empty")
-    assert run_folder._told_size(tmp_path / "empty") == (tmp_path / "empty").stat().st_size
+@pytest.mark.parametrize("tensors", [{"a": torch.zeros(3), "b": torch.zeros(2, 5)}, {}])
+def test_weights_are_whole_at_the_length_that_their_header_says(tensors, tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+    content = path.read_bytes()
+    assert run_folder._is_whole(path)
+    for wrong in (content[:-1], content + b"x", b""):
+        path.write_bytes(wrong)
+        assert not run_folder._is_whole(path)
 
 
 def test_checkpoints_have_the_mode_of_the_umask(run):

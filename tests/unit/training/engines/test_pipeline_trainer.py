@@ -29,7 +29,7 @@ from chestxray_vit.pipeline import equivalence as check
 from chestxray_vit.pipeline import ipu_config
 from tests.helpers.training import TINY_VIT, history, losses, trained
 
-# 16 images an update: 8 updates an epoch
+# 16 images per update: 8 updates an epoch
 CUT = ["--ipu_config_name", "vit-tiny-2ipu", "--per_device_train_batch_size", "2", "--device", "cpu"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -102,7 +102,7 @@ def test_fifty_updates_equal_the_plain_run(piped, plain, synthetic_dataset, tmp_
     ).max() < (1e-4)
     facts = json.loads((run / "train_config.json").read_text())
     assert facts["processes"] == processes
-    assert facts["global_batch"]["total"] == 16
+    assert facts["global_batch"]["global_batch_size"] == 16
 
 
 SAVING = "--num_train_epochs 3 --logging_steps 1 --save_strategy steps --save_steps 5 --eval_strategy steps".split()
