@@ -13,6 +13,8 @@ import pytest
 from chestxray_vit import report
 from chestxray_vit.artifacts.predictions import Predictions, write_predictions
 from chestxray_vit.labels import FINDINGS
+from chestxray_vit.reporting.render.html import to_html
+from chestxray_vit.reporting.summary import ReportInputs, build_report
 
 HOSTILE = '<img src=x onerror="document.title=1">&"\'</script><script>document.title=2</script>'
 
@@ -139,6 +141,19 @@ def test_page_of_bare_predictions_says_what_it_lacks(tmp_path):
     page = (tmp_path / "auc.html").read_text(encoding="utf-8")
     assert "because these predictions came without <code>evaluation.json</code>" in page
     assert 'id="points"' not in page and 'id="comparison"' not in page
+
+
+def test_counts_that_evaluation_json_lacks_are_unknown():
+    counts = {"images": 3, "patients": 2, "positives": {"Mass": 1, "Edema": "many"}}
+    split = {"method": "official", "leaked_patients": 2}
+    splits = dict.fromkeys(("train", "validation", "test"), counts)
+    data = {"num_rows": 9, "num_images": 9, "left_out": {}, "split": split, "splits": splits, "notices": []}
+    provenance = dict.fromkeys(("versions", "checkpoint", "training"), {})
+    provenance.update(split="test", synthetic=False, command="evaluate", data=data)
+    page = to_html(build_report(ReportInputs(random_predictions(60, seed=1), provenance=provenance)))
+    rows = {row[0].strip(): row[1].strip() for row in Reader(page[page.index('id="data"') :]).rows if len(row) == 4}
+    assert (rows["Mass"], rows["Edema"], rows["Hernia"]) == ("1", "unknown", "unknown")
+    assert "These AUCs are too high, because the split leaks patients." in page
 
 
 @pytest.fixture(scope="module")
