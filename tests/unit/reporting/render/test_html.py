@@ -148,7 +148,7 @@ def test_counts_that_evaluation_json_lacks_are_unknown():
     split = {"method": "official", "leaked_patients": 2}
     splits = dict.fromkeys(("train", "validation", "test"), counts)
     data = {"num_rows": 9, "num_images": 9, "left_out": {}, "split": split, "splits": splits, "notices": []}
-    provenance = dict.fromkeys(("versions", "checkpoint", "training"), {})
+    provenance = {name: {} for name in ("versions", "checkpoint", "training")}
     provenance.update(split="test", synthetic=False, command="evaluate", data=data)
     page = to_html(build_report(ReportInputs(random_predictions(60, seed=1), provenance=provenance)))
     rows = {row[0].strip(): row[1].strip() for row in Reader(page[page.index('id="data"') :]).rows if len(row) == 4}
