@@ -2,7 +2,7 @@
 
     python -m chestxray_vit.ingest chest-xray-nihcc
 
-Nothing is written before everything was checked: a wrong label or a leaked patient is dearer than a stop."""
+Everything is checked before anything is written, because a wrong label or a leaked patient costs more than an error."""
 
 from __future__ import annotations
 
@@ -55,19 +55,24 @@ def parser() -> argparse.ArgumentParser:
         "--split",
         choices=("auto", "official", "patient", "image"),
         default="auto",
-        help="official: NIH's test list; patient: 20 %% of patients by hash; auto: official where the lists are there, "
-        "else patient; image: leaks patients, only to repeat older work (default: auto)",
+        help="official: NIH's test list; patient: 20 %% of patients by hash; auto: official if the lists are found, "
+        "else patient; image: leaks patients, only for repeating older work (default: auto)",
     )
-    add("--val_fraction", type=float, default=0.1, help="share of the other patients for validation (default: 0.1)")
-    add("--seed", type=int, default=1337, help="seed of the hash that draws patients (default: 1337)")
-    add("--include_no_finding", action="store_true", help="add a 15th label, No Finding")
+    add(
+        "--val_fraction",
+        type=float,
+        default=0.1,
+        help="share of the patients outside the test set that go to validation (default: 0.1)",
+    )
+    add("--seed", type=int, default=1337, help="seed of the hash that assigns patients (default: 1337)")
+    add("--include_no_finding", action="store_true", help="add No Finding as a last label")
     add("--views", help="keep these views only, e.g. PA or PA,AP (default: all)")
-    add("--allow_missing", action="store_true", help="leave out images that are missing or unreadable, and count them")
+    add("--allow_missing", action="store_true", help="leave out and count images that are missing or unreadable")
     add(
         "--verify",
         choices=("none", "header", "full"),
         default="header",
-        help="look at each file's first bytes, or decode every image (default: header)",
+        help="check each file's first bytes, or decode every image (default: header)",
     )
     add(
         "--cache_size",
@@ -79,8 +84,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--output",
         type=Path,
-        help="metadata file, beside or above the images (default: metadata.jsonl beside the images where all lie in "
-        "images/ or --images and that is no link, else in DATASET_DIR)",
+        help="metadata file, beside or above the images (default: metadata.jsonl beside the images if all lie in "
+        "images/ or --images and that is not a link, else in DATASET_DIR)",
     )
     return result
 

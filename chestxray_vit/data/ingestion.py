@@ -2,7 +2,7 @@
 
 Find its lists, assign every image to a set, keep what is wanted and on disk, prove that no patient leaks.
 
-N images, U units: patients, or images where these are drawn."""
+N images, U units: patients, or images if the split is by image."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def assign_splits(
 
     Args:
         entries: the images.
-        list_paths: of NIH's train_val and test list; empty to draw the test set.
-        by_image: draw images in place of patients, which leaks patients.
+        list_paths: of NIH's train_val and test list; empty to choose the test set by hash.
+        by_image: assign images in place of patients, which leaks patients.
         val_fraction: expected share of the units outside test that go to validation.
-        seed: of the hash that draws.
+        seed: of the hash.
 
     Raises:
         InputError: `val_fraction` is out of range, or a patient is in both lists.

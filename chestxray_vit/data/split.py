@@ -1,8 +1,8 @@
 """Split studies by patient, so that no patient is in two sets.
 
 A patient has 3.6 images on average; a split by image leaks anatomy into the test AUC: of a random
-5 % of images, 83 % have their patient among the rest. NIH's own test list is kept where it is there;
-validation, and test where there is no list, follow from a seeded hash of the patient id, so that a patient
+5 % of images, 83 % have their patient among the rest. NIH's test list is kept where there is one;
+validation, and test without a list, follow from a seeded hash of the patient id, so that a patient
 stays in its set when others are added or left out.
 
 N images, P patients."""
@@ -33,9 +33,9 @@ def assign(
 
     Args:
         patients: patient ids, in any order, repeated or not.
-        test_patients: the patients of an official test list; None draws them by hash.
+        test_patients: the patients of an official test list; None chooses them by hash.
         val_fraction: expected share of the patients outside test that go to validation, 0 to below 1.
-        seed: another seed gives another draw.
+        seed: of the hash.
 
     Returns:
         Patient id to `train`, `validation` or `test`.

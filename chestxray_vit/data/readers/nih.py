@@ -189,7 +189,7 @@ def _alias(header: Sequence[str], column: str) -> str:
 
 
 def read_test_list(train_val_list: Path, test_list: Path, entries: Entries) -> np.ndarray:
-    """Read NIH's two lists and tell for each image of the CSV whether it is in the test list.
+    """Read NIH's two lists and return for each image of the CSV whether it is in the test list.
 
     Returns:
         N bool.

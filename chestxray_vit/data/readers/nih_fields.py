@@ -23,7 +23,7 @@ OLDEST = 120  # years; NIH's older files hold ages such as 411Y
 
 
 def check_fields(columns: Mapping[str, Any], label_set: LabelSet, problems: Problems) -> Entries:
-    """Check the columns of a CSV and give them their types.
+    """Check the columns of a CSV and convert them to their types.
 
     Args:
         columns: Arrow string arrays of N values, by our names.
@@ -119,7 +119,7 @@ def parse_age(text: str) -> Optional[int]:
 def numbers_of(names: Any) -> np.ndarray:
     """Return the eleven digits of each name (an Arrow string array) as a number, -1 where a name is not NIH's.
 
-    The bytes of all names are looked at together: a regular expression for each would take as long as the reading.
+    The bytes of all names are checked together: a regular expression for each would take as long as the reading.
     """
     import pyarrow.compute as compute
 
