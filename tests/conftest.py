@@ -54,8 +54,8 @@ def write_release(folder: Path, rows=MINI_ROWS, test_patients=("00000003",), ima
     (folder / images).mkdir(parents=True)
     write_csv(folder / "Data_Entry_2017_v2020.csv", rows)
     names = [row.split(",")[0] for row in rows]
-    for place, name in enumerate(names):
-        Image.new("L", (8, 8), 40 * place).save(folder / images / name)
+    for index, name in enumerate(names):
+        Image.new("L", (8, 8), 40 * index).save(folder / images / name)
     test = [name for name in names if name[:8] in test_patients]
     train_val = [name for name in names if name[:8] not in test_patients]
     (folder / "test_list.txt").write_text("\n".join(test))  # as NIH's: no final newline

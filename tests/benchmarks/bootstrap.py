@@ -35,10 +35,10 @@ def patient_bootstrap(scratch: Path, num_rows: int) -> List[Result]:
         draws, aucs_RL = np.random.default_rng(1337), np.full((MEASURED, len(FINDINGS)), np.nan)
         for aucs_L in aucs_RL:
             rows = np.concatenate([images_of[patient] for patient in draws.integers(num_patients, size=num_patients)])
-            for place, (targets_N, scores_N) in enumerate(columns):
-                drawn = targets_N[rows]
-                if drawn.any() and not drawn.all():
-                    aucs_L[place] = roc_auc_score(drawn, scores_N[rows])
+            for index, (targets_N, scores_N) in enumerate(columns):
+                resampled_N = targets_N[rows]
+                if resampled_N.any() and not resampled_N.all():
+                    aucs_L[index] = roc_auc_score(resampled_N, scores_N[rows])
         return aucs_RL
 
     def package() -> np.ndarray:

@@ -41,11 +41,11 @@ def ingest_in_process(scratch: Path, num_rows: int) -> List[Result]:
     def tutorial() -> None:
         table = pandas.read_csv(table_path)
         names[:] = np.unique(table["Finding Labels"].str.split("|").aggregate(np.concatenate)).tolist()
-        place = {name: index for index, name in enumerate(names)}
+        column_of = {name: index for index, name in enumerate(names)}
 
         def to_n_hot(cell: str) -> np.ndarray:
             labels = np.zeros(len(names))
-            labels[[place[name] for name in cell.split("|")]] = 1
+            labels[[column_of[name] for name in cell.split("|")]] = 1
             return labels
 
         table["labels"] = table["Finding Labels"].apply(to_n_hot)

@@ -79,12 +79,12 @@ class _OnTheFly:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> Dict[str, Any]:
+    def __getitem__(self, index: int) -> Dict[str, Any]:
         import torch
         from PIL import Image
 
-        if place >= len(self.paths):
-            raise IndexError(place)
-        with Image.open(self.paths[place]) as image:
+        if index >= len(self.paths):
+            raise IndexError(index)
+        with Image.open(self.paths[index]) as image:
             pixels = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixels, "labels": torch.zeros(14)}

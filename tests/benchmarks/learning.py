@@ -123,8 +123,8 @@ def training_step(scratch: Path, num_rows: int) -> List[Result]:
             self.last = time.perf_counter()
             seconds["bare"].append(self.last - start)
 
-    given = {"num_train_epochs": 1, "learning_rate": rate, "lr_scheduler_type": "constant", "seed": seed}
-    flags = {**_flags(scratch), **given, "per_device_train_batch_size": batch}
+    schedule = {"num_train_epochs": 1, "learning_rate": rate, "lr_scheduler_type": "constant", "seed": seed}
+    flags = {**_flags(scratch), **schedule, "per_device_train_batch_size": batch}
     trainer = trainer_of(model, processor, engine_of().arguments(flags), train=rows)
     trainer.add_callback(InTurn())
     trainer.train()

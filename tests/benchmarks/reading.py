@@ -42,7 +42,7 @@ def cache_build(scratch: Path, num_rows: int) -> List[Result]:
     for build in builds.values():
         cache = build()
         places = cache.rows_of([path.name for path in paths])
-        assert all(np.array_equal(cache.pixels_NHW[place], plane) for place, plane in zip(places, planes))
+        assert all(np.array_equal(cache.pixels_NHW[index], plane) for index, plane in zip(places, planes))
     seconds = interleave({"Pillow": pillow, **builds, "limit": lambda: _inflate_all(paths)}, 5)
     rates = {name: len(paths) / value for name, value in seconds.items()}
     limit_is = f"reading and zlib's inflate alone, {os.cpu_count()} threads"

@@ -92,6 +92,6 @@ def touch(folder):
 
 
 def cut(data, *places):
-    for place in places:
-        path = data[0] / data[1][place]
+    for index in places:
+        path = data[0] / data[1][index]
         path.write_bytes(path.read_bytes()[:60])

@@ -113,14 +113,14 @@ def test_every_field_by_a_slow_reader_after_rows_are_left_out(csv_text, entries)
     """What `csv` reads row by row, of the rows that are kept twice over."""
     rows = list(csv.reader(csv_text.splitlines()))[1:]
     rng = np.random.default_rng(1337)
-    kept, places_N = entries, np.arange(len(rows))
+    kept, indices_N = entries, np.arange(len(rows))
     for share in (0.7, 0.4):
-        keep_N = rng.random(len(places_N)) < share
-        kept, places_N = kept.keep(keep_N), places_N[keep_N]
+        keep_N = rng.random(len(indices_N)) < share
+        kept, indices_N = kept.keep(keep_N), indices_N[keep_N]
     names = ("file_name", "findings", "follow_up", "patient_id", "age", "sex", "view")
     expected = [
         (name, cell, int(follow_up), patient, parse_age(age), sex, view)
-        for name, cell, follow_up, patient, age, sex, view, *_ in (rows[place] for place in places_N)
+        for name, cell, follow_up, patient, age, sex, view, *_ in (rows[row_index] for row_index in indices_N)
     ]
     assert list(zip(*map(kept.column, names))) == expected
     assert list(zip(*(kept.arrow(name).to_pylist() for name in names))) == expected
@@ -212,14 +212,14 @@ def test_ingest_of_the_real_images(real_release, real_dataset, entries, in_test_
     counts = {name: sum(row["split"] == name for row in rows) for name in ("train", "validation", "test")}
     assert (len(rows), counts["train"] + counts["validation"], counts["test"]) == (271, 239, 32)
     assert counts["validation"] > 0
-    place_of = {name: place for place, name in enumerate(entries.column("file_name"))}
+    index_of = {name: row_index for row_index, name in enumerate(entries.column("file_name"))}
     cells, patients = entries.column("findings"), entries.column("patient_id")
-    places = [place_of[row["file_name"][len("images/") :]] for row in rows]
-    assert places == sorted(places)  # in the order of the CSV
-    for row, place in zip(rows, places):
-        assert row["labels"] == NIH_CHESTXRAY14.encode(cells[place].split("|"))
-        assert (row["split"] == "test") == in_test_N[place]
-        assert row["patient_id"] == patients[place]
+    indices = [index_of[row["file_name"][len("images/") :]] for row in rows]
+    assert indices == sorted(indices)  # in the order of the CSV
+    for row, row_index in zip(rows, indices):
+        assert row["labels"] == NIH_CHESTXRAY14.encode(cells[row_index].split("|"))
+        assert (row["split"] == "test") == in_test_N[row_index]
+        assert row["patient_id"] == patients[row_index]
     report = json.loads((real_dataset / "ingest_report.json").read_text())
     assert report["left_out"] == {"image missing": 111_849}
     assert (report["num_rows"], report["num_images"], report["split"]["leaked_patients"]) == (112_120, 271, 0)

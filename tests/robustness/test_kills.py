@@ -71,8 +71,8 @@ def test_killed_ingest(times, earlier, commands, release, tmp_path):
     plain = commands.run(*ingesting(new, 0.4), below=new)
     assert plain.code == 0
     wholes = [ingested(old), ingested(new)]
-    for place, when in enumerate(moments("ingest", times, plain, 1)):
-        folder = shutil.copytree(old if earlier else release, tmp_path / f"trial{place}")
+    for index, when in enumerate(moments("ingest", times, plain, 1)):
+        folder = shutil.copytree(old if earlier else release, tmp_path / f"trial{index}")
         if commands.run(*ingesting(folder, 0.4), below=folder, **when).code == KILLED:
             found = ingested(folder)
             whole = [of_one for of_one in wholes if found.get("metadata.jsonl") == of_one["metadata.jsonl"]]
@@ -102,8 +102,8 @@ def test_killed_cache(times, commands, release, tmp_path):
     cached = ["--cache_size", 32]
     answer = commands.run(*ingesting(plain, 0.2, *cached), below=plain / "images" / "pixel_cache")
     assert answer.code == 0
-    for place, when in enumerate(moments("cache", times, answer, 2)):
-        folder = shutil.copytree(release, tmp_path / f"trial{place}", copy_function=shutil.copy2)
+    for index, when in enumerate(moments("cache", times, answer, 2)):
+        folder = shutil.copytree(release, tmp_path / f"trial{index}", copy_function=shutil.copy2)
         cache = folder / "images" / "pixel_cache"
         commands.run(*ingesting(folder, 0.2, *cached), below=cache, **when)
         assert commands.run(*ingesting(folder, 0.2, *cached)).code == 0
@@ -167,8 +167,8 @@ def test_killed_evaluation(times, earlier, commands, dataset, runs, tmp_path):
         assert plain.code == 0, plain.printed
     wholes = [contents(tmp_path / name) for name in ("old", "new")]
     assert wholes[0]["predictions.csv"] != wholes[1]["predictions.csv"]
-    for place, when in enumerate(moments("evaluate", times, plain, 4)):
-        output = tmp_path / f"trial{place}"
+    for index, when in enumerate(moments("evaluate", times, plain, 4)):
+        output = tmp_path / f"trial{index}"
         if earlier:
             shutil.copytree(tmp_path / "old", output)
         commands.run(*evaluating(tmp_path / "new_run", dataset, output), below=output, **when)
@@ -198,9 +198,9 @@ def assert_of_one_run(found, wholes, shas, when):
     for name, content in found.items():
         if shas and name in WITH_COMMAND:
             assert len(content) == pytest.approx(len(wholes[0][name]), rel=0.05), (when, name)
-            runs &= {place for place, sha in enumerate(shas) if sha in content}
+            runs &= {index for index, sha in enumerate(shas) if sha in content}
         else:
-            runs &= {place for place, whole in enumerate(wholes) if whole[name] == content}
+            runs &= {index for index, whole in enumerate(wholes) if whole[name] == content}
     assert runs, (when, sorted(found))
 
 
@@ -212,8 +212,8 @@ def test_killed_report(times, earlier, commands, scored, tmp_path):
         plain = commands.run(*words, tmp_path / name, below=tmp_path / name)
         assert plain.code == 0, plain.printed
     wholes = [contents(tmp_path / name) for name in ("old", "new")]
-    for place, when in enumerate(moments("report", times, plain, 5)):
-        output = tmp_path / f"trial{place}"
+    for index, when in enumerate(moments("report", times, plain, 5)):
+        output = tmp_path / f"trial{index}"
         if earlier:
             shutil.copytree(tmp_path / "old", output)
         commands.run(*words, output, below=output, **when)

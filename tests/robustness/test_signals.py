@@ -38,19 +38,19 @@ def undisturbed(synthetic_dataset, tmp_path_factory):
     return {name: trained(synthetic_dataset, folder / name, *flags) for name, flags in runs.items()}
 
 
-def stop_at(monkeypatch, update, number, passes, evaluating=False):
+def stop_at(monkeypatch, update, number, micro_batches, evaluating=False):
     """Send this process a signal in the midst of an update, or in the evaluation that follows it."""
     calls = [0]
     compute_loss, evaluate = RestoringTrainer.compute_loss, RestoringTrainer.evaluate
 
     def disturbed_loss(self, model, *args, **kwargs):
         calls[0] += model.training
-        if not evaluating and model.training and calls[0] == (update - 1) * passes + 1:
+        if not evaluating and model.training and calls[0] == (update - 1) * micro_batches + 1:
             signal.raise_signal(number)
         return compute_loss(self, model, *args, **kwargs)
 
     def disturbed_evaluation(self, *args, **kwargs):
-        if evaluating and calls[0] == update * passes:
+        if evaluating and calls[0] == update * micro_batches:
             signal.raise_signal(number)
         return evaluate(self, *args, **kwargs)
 
@@ -74,7 +74,7 @@ def num_updates(run):
 
 
 @pytest.mark.parametrize(
-    "kind, place, number",
+    "kind, moment, number",
     [
         ("epochs", "within an epoch", signal.SIGINT),
         ("epochs", "an epoch's last", signal.SIGTERM),
@@ -85,15 +85,15 @@ def num_updates(run):
     ],
 )
 def test_stopped_and_resumed_equals_undisturbed(
-    kind, place, number, undisturbed, synthetic_dataset, tmp_path, monkeypatch, capsys, caplog
+    kind, moment, number, undisturbed, synthetic_dataset, tmp_path, monkeypatch, capsys, caplog
 ):
-    total = num_updates(undisturbed[kind])
-    updates = {"within an epoch": 2, "an epoch's last": total // 2, "with an evaluation": 3}
-    update, flags = updates.get(place, total), EPOCHS if kind == "epochs" else STEPS
+    last = num_updates(undisturbed[kind])
+    updates = {"within an epoch": 2, "an epoch's last": last // 2, "with an evaluation": 3}
+    update, flags = updates.get(moment, last), EPOCHS if kind == "epochs" else STEPS
     before = [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
-        passes = 4 if kind == "epochs" else 1
-        stop_at(patch, update, number, passes, evaluating=place == "the last evaluation")
+        micro_batches = 4 if kind == "epochs" else 1
+        stop_at(patch, update, number, micro_batches, evaluating=moment == "the last evaluation")
         assert train.main(command(synthetic_dataset, tmp_path / "run", *flags)) == 128 + number
     told = capsys.readouterr().err.strip().splitlines()
     assert told[-1] == f"stopped after update {update}; go on with --resume_from_checkpoint last"

@@ -23,7 +23,7 @@ PREDICT = "predict run xrays --output scores.csv --device cpu"
 EVALUATE = "evaluate run --dataset_dir release --output_dir scored --device cpu --cache_dir none"
 THRESHOLDS = ("run/thresholds.json",)
 WEIGHTS, CONFIG, PROCESSOR = "run/model.safetensors", "run/config.json", "run/preprocessor_config.json"
-LABELS = {str(place): finding for place, finding in enumerate(FINDINGS)}
+LABELS = {str(index): finding for index, finding in enumerate(FINDINGS)}
 CODE = b"open('owned', 'w')\n"  # of a module that a config names
 
 
@@ -85,17 +85,17 @@ def pickled(root: Path) -> None:
     put(root / "run" / "training_args.bin", pickle.dumps(Payload()))
 
 
-def indexed(place: str) -> Callable[[Path], object]:
-    """Take the weights away, to `place`, and leave an index that says so."""
+def indexed(target_name: str) -> Callable[[Path], object]:
+    """Take the weights away, to `target_name`, and leave an index that says so."""
 
     def make(root: Path) -> None:
         from safetensors.numpy import load_file
 
         names = list(load_file(root / WEIGHTS))
-        target = root / "run" / place
+        target = root / "run" / target_name
         target.parent.mkdir(exist_ok=True)
         (root / WEIGHTS).rename(target)
-        index = {"metadata": {}, "weight_map": dict.fromkeys(names, place)}
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, target_name)}
         put(root / "run" / "model.safetensors.index.json", json.dumps(index).encode())
 
     return make

@@ -65,8 +65,8 @@ def cells(field: int, *values: str) -> Callable[[Path], object]:
     return lines(change)
 
 
-def without(place: int) -> Callable[[Path], object]:
-    return lines(lambda rows: [row[:place] + row[place + 1 :] for row in rows])
+def without(index: int) -> Callable[[Path], object]:
+    return lines(lambda rows: [row[:index] + row[index + 1 :] for row in rows])
 
 
 def packed(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
@@ -144,8 +144,8 @@ KNOWN = "Known: Atelectasis, Cardiomegaly"
 
 HEADERS = (
     *(
-        Case(f"without {name}", without(place), INGEST, REFUSE, ("missing column", name, "Is it NIH's CSV?"))
-        for name, place in FIELDS.items()
+        Case(f"without {name}", without(index), INGEST, REFUSE, ("missing column", name, "Is it NIH's CSV?"))
+        for name, index in FIELDS.items()
     ),
     Case("as drawn", lambda root: None, **SAME),
     Case("Gender renamed", replaced(b"Patient Gender", b"Gender"), INGEST, REFUSE, ("Patient Gender or Patient Sex",)),

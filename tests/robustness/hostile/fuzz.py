@@ -83,7 +83,7 @@ garbage = st.one_of(st.binary(max_size=400), st.text(max_size=200).map(lambda te
 
 def edited(content: bytes, changes: List[Tuple[float, int, bytes]]) -> bytes:
     """Replace bytes of a good file: (where in it, how many, by what)."""
-    for place, length, piece in changes:
-        at = int(place * len(content))
+    for index, length, piece in changes:
+        at = int(index * len(content))
         content = content[:at] + piece + content[at + length :]
     return content

@@ -166,8 +166,8 @@ FORMS: Dict[str, Tuple[Callable[[], bytes], Callable[[], np.ndarray]]] = {
 
 def bare_interlaced() -> bytes:
     """Return an Adam7 PNG of 64x64 whose pixels are all 77."""
-    passes = ((8, 8), (8, 8), (16, 8), (16, 16), (32, 16), (32, 32), (64, 32))  # width and height of the seven
-    rows = b"".join((b"\0" + b"\x4d" * width) * height for width, height in passes)
+    sizes = ((8, 8), (8, 8), (16, 8), (16, 16), (32, 16), (32, 32), (64, 32))  # width and height of the seven
+    rows = b"".join((b"\0" + b"\x4d" * width) * height for width, height in sizes)
     header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 0, 0, 0, 1)
     parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -133,7 +133,7 @@ CASES = (
     bad("a key of 1 MB", config(**{"x" * 10**6: 1}), "unknown field"),
     bad("a key that steers a terminal", config(**{"\x1b[2J": 1}), "unknown field", r"\x1b[2J"),
     bad("a value of 1 MB", config(layers_per_ipu="3" * 10**6), "layers_per_ipu is '333"),
-    bad("1,000 unknown keys", config(**{f"key{place}": 1 for place in range(1000)}), "(1,000 times; the first 3"),
+    bad("1,000 unknown keys", config(**{f"key{index}": 1 for index in range(1000)}), "(1,000 times; the first 3"),
     bad("all of it wrong", config(replication_factor=0, matmul_proportion=2, colour="red"), "3 kinds of problems"),
     bad("a folder", in_place(Path.mkdir), "no ipu_config.json there"),
     bad("a pipe", in_place(os.mkfifo), "no ipu_config.json there"),

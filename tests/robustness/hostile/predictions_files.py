@@ -26,10 +26,10 @@ def good_rows(num_images: int = 40) -> List[List[str]]:
     """Return a table: two images a patient, every finding in a third of them, scores that rank most pairs right."""
     rows = [COLUMNS]
     for image in range(num_images):
-        targets = [int((image + place) % 3 == 0) for place in range(14)]
+        targets = [int((image + column) % 3 == 0) for column in range(14)]
         scores = [
-            round((0.2 + 0.3 * target + 0.37 * (image * (place + 1) % 7) / 7), 4)
-            for place, target in enumerate(targets)
+            round((0.2 + 0.3 * target + 0.37 * (image * (column + 1) % 7) / 7), 4)
+            for column, target in enumerate(targets)
         ]
         about = [
             f"images/{image:08d}.png",

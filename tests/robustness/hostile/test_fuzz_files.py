@@ -65,7 +65,7 @@ TAR = tar(*(member(f"images/0000000{number}_000.png", png()) for number in range
 @given(changes=edits, keep_size=st.booleans())
 def test_an_edited_archive_is_unpacked_or_refused(tmp_path_factory, changes, keep_size):
     root = tmp_path_factory.mktemp("archive")
-    changes = [(place, len(piece) if keep_size else length, piece) for place, length, piece in changes]
+    changes = [(index, len(piece) if keep_size else length, piece) for index, length, piece in changes]
     (root / "images_001.tar.gz").write_bytes(gzip.compress(edited(TAR, changes), 1))
     count = read(lambda: archives.extract_archives(root))
     names = sorted(path.name for path in root.rglob("*"))

@@ -135,29 +135,29 @@ def write_lists(folder: Path, rows: List[Dict[str, Any]], in_test: List[bool], b
 
 
 @fuzzed
-@given(drawn=split_lists(), between=st.sampled_from(["\n", "\r\n", "\n\n", " \t", "\r"]), seed=st.integers(0, 99))
-def test_whole_lists_are_read_as_they_were_written(folder, drawn, between, seed):
-    rows, in_test = drawn
+@given(sampled=split_lists(), between=st.sampled_from(["\n", "\r\n", "\n\n", " \t", "\r"]), seed=st.integers(0, 99))
+def test_whole_lists_are_read_as_they_were_written(folder, sampled, between, seed):
+    rows, in_test = sampled
     order = random.Random(seed).sample(range(len(rows)), len(rows))
     entries, _ = write_lists(folder, rows, in_test)
-    _, paths = write_lists(folder, [rows[place] for place in order], [in_test[place] for place in order], between)
+    _, paths = write_lists(folder, [rows[index] for index in order], [in_test[index] for index in order], between)
     assert nih.read_test_list(*paths, entries).tolist() == in_test
 
 
 @fuzzed
-@given(drawn=split_lists(), changes=edits, which=st.booleans())
-def test_an_edited_list_is_right_or_refused(folder, drawn, changes, which):
-    entries, paths = write_lists(folder, *drawn)
+@given(sampled=split_lists(), changes=edits, which=st.booleans())
+def test_an_edited_list_is_right_or_refused(folder, sampled, changes, which):
+    entries, paths = write_lists(folder, *sampled)
     paths[which].write_bytes(edited(paths[which].read_bytes(), changes))
     found = read(lambda: nih.read_test_list(*paths, entries))
     if found is not None:  # an image cannot have changed its list by an edit of one alone
-        assert found.tolist() == drawn[1]
+        assert found.tolist() == sampled[1]
 
 
 @fuzzed
-@given(drawn=split_lists(), content=garbage, which=st.booleans())
-def test_garbage_is_no_list(folder, drawn, content, which):
-    entries, paths = write_lists(folder, *drawn)
+@given(sampled=split_lists(), content=garbage, which=st.booleans())
+def test_garbage_is_no_list(folder, sampled, content, which):
+    entries, paths = write_lists(folder, *sampled)
     paths[which].write_bytes(content)
     found = read(lambda: nih.read_test_list(*paths, entries))
     assert found is None or found.tolist() == [not which] * len(entries)
