@@ -79,9 +79,9 @@ def test_interleave_turns_the_order_and_leaves_out_the_first_round():
     assert medians == {"a": 1, "b": 1}
 
 
-def test_drawn_table_has_the_size_and_form_of_the_real_one(tmp_path, monkeypatch):
+def test_synthetic_table_has_the_size_and_form_of_the_real_one(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.benchmarks.releases.REAL", tmp_path / "nowhere")
-    assert write_tables(tmp_path / "release", 1000) == "drawn table, 1,000 rows"
+    assert write_tables(tmp_path / "release", 1000) == "synthetic table, 1,000 rows"
     from chestxray_vit.data import ingestion
     from chestxray_vit.data.readers import nih
 
