@@ -21,7 +21,7 @@ LOADERS_GRACE = 30  # seconds that a forked process has after SIGTERM, in which 
 
 
 class Stopped(KeyboardInterrupt):
-    """The process was told to end: unwinds as Ctrl-C does.
+    """The process was asked to end: unwinds as Ctrl-C does.
 
     Attributes:
         number: of the signal; the exit code is 128 more, as a shell has it.
@@ -35,16 +35,16 @@ class Stopped(KeyboardInterrupt):
 def cli_main(main: Callable[[Optional[Sequence[str]]], int]) -> Callable[..., int]:
     """Make a command's `main` print an error that a user can mend and return 2, and end on signals.
 
-    A full disk, a read-only one, a quota and a missing permission are among it: what was there before is whole. Where
-    nobody reads what is printed to its end (`| head`), that is no error.
+    A full disk, a read-only one, a quota and a missing permission are among these errors: what was there before is
+    whole. A reader of the output that leaves early (`| head`) is no error.
     """
 
     @functools.wraps(main)
-    def stage(argv: Optional[Sequence[str]] = None) -> int:
+    def command(argv: Optional[Sequence[str]] = None) -> int:
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
-        for ours in ("chestxray_vit", "__main__"):  # a stage run by `python -m` logs as __main__
+        for ours in ("chestxray_vit", "__main__"):  # a command run by `python -m` logs as __main__
             logging.getLogger(ours).setLevel(logging.INFO)
-        if hasattr(sys.stdout, "reconfigure"):  # a notebook's has it not
+        if hasattr(sys.stdout, "reconfigure"):  # a notebook's has none
             sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot hold is no reason to stop
         try:
             with handle_signals(_unwind):
@@ -52,23 +52,23 @@ def cli_main(main: Callable[[Optional[Sequence[str]]], int]) -> Callable[..., in
             _printed("")
             return code
         except InputError as error:
-            return _told(f"error: {visible(str(error))}", 2)
+            return _end_with(f"error: {visible(str(error))}", 2)
         except OSError as error:
             if isinstance(error, BrokenPipeError) and not _printed("\n"):
                 return READER_LEFT
             if not is_disk_error(error):
                 raise
-            return _told(f"error: {visible(explain_disk_error(error))}", 2)
+            return _end_with(f"error: {visible(explain_disk_error(error))}", 2)
         except Stopped as stop:
-            return _told(visible(str(stop)), 128 + stop.number)
+            return _end_with(visible(str(stop)), 128 + stop.number)
         except KeyboardInterrupt:
-            return _told("stopped by the user", 128 + signal.SIGINT)
+            return _end_with("stopped by the user", 128 + signal.SIGINT)
 
-    return stage
+    return command
 
 
 def _printed(text: str) -> bool:
-    """Print; if the reader has left, return False and print no more: Python would complain of it at its end."""
+    """Print; if the reader has left, return False and print no more: Python would report that as it ends."""
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
@@ -77,7 +77,7 @@ def _printed(text: str) -> bool:
     return True
 
 
-def _told(text: str, code: int) -> int:
+def _end_with(text: str, code: int) -> int:
     print(text, file=sys.stderr)
     return code
 
@@ -86,14 +86,14 @@ def _told(text: str, code: int) -> int:
 def handle_signals(handle: Callable[[int], None]) -> Iterator[None]:
     """Call `handle` with the number of the first SIGINT or SIGTERM; the second ends the process at once.
 
-    Signals that are ignored stay so (as of a job in the background), and so does everything outside the main thread.
-    Afterwards the handlers of before come back.
+    Signals that are ignored stay ignored (as in a job in the background); outside the main thread nothing changes.
+    Afterwards the earlier handlers are restored.
     """
     first: List[int] = []
     owner = os.getpid()
 
-    def receive(number: int, _frame) -> None:
-        if os.getpid() != owner:  # a loader, which its parent ends; it gets what a terminal or scheduler sends to all
+    def receive(number: int, _frame: object) -> None:
+        if os.getpid() != owner:  # a loader, which its parent ends; a terminal or scheduler signals it too
             if number == signal.SIGTERM:
                 signal.alarm(LOADERS_GRACE)
             return

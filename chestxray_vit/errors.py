@@ -10,16 +10,20 @@ import errno
 import os
 from typing import Dict, Iterator, List, Sequence
 
-SHOWN = 3  # examples of one kind of problem; the count tells the rest
+SHOWN = 3  # examples of one kind of problem; the others are counted
 LONGEST = 400  # characters of one example: a cell may hold a megabyte
 
-# Libraries raise RuntimeError for what a user can mend: these words of its text tell which. Each has a test in
-# tests/unit/test_errors.py that provokes the library's own error.
+# Libraries raise RuntimeError for what a user can mend: these words of its text tell which kind it is. The tests of
+# this module provoke the libraries' own errors, but for the words that need hardware or an older version.
 FOREIGN_WORDS = {
-    "out of memory": ("can't allocate memory", "out of memory"),  # torch
-    # safetensors and torch, which does not say why it could not write
+    # torch on the CPU; on CUDA
+    "out of memory": ("can't allocate memory", "out of memory"),
+    # safetensors, both; torch, which does not say why it could not write, in several versions
     "disk full": ("No space left", "os error 28", "PytorchStreamWriter failed", "iostream error", "unexpected pos"),
-    "process lost": ("gloo", "NCCL", "Connection reset", "Connection closed"),  # torch.distributed
+    # torch.distributed
+    "process lost": ("gloo", "NCCL", "Connection reset", "Connection closed"),
+    # torch.utils.data
+    "loader ended": ("DataLoader worker",),
 }
 ELSEWHERE = "or write elsewhere"
 REMEDIES = {  # errors of a disk that the user can mend; any other is a defect of ours
@@ -85,34 +89,34 @@ class Problems:
         return f"{kind}{count}{'; '.join(examples[:SHOWN])}{close}{remedy}"
 
     def raise_if_any(self) -> None:
-        """Raise one InputError that tells all that was noted."""
+        """Raise one InputError that lists all that was noted."""
         if self:
             raise InputError(str(self))
 
 
 def is_disk_error(error: OSError) -> bool:
-    """Tell whether an error is of a disk or a permission, which the user can mend."""
+    """Return whether an error is of a disk or a permission, which the user can mend."""
     of_a_file = error.filename is not None or error.errno not in (errno.EACCES, errno.EPERM)
     return error.errno in REMEDIES and of_a_file
 
 
 def explain_disk_error(error: OSError) -> str:
-    """Return what to tell of an error for which `is_disk_error` holds."""
+    """Return what an error for which `is_disk_error` holds means, and what to do."""
     where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-    return f"{where}{error.strerror}. {REMEDIES[error.errno]}. Earlier outputs are whole."
+    return f"{where}{error.strerror}. {REMEDIES[error.errno or 0]}. Earlier outputs are whole."
 
 
 def is_foreign(error: BaseException, kind: str) -> bool:
-    """Tell whether the text of a library's error is of a kind: a key of FOREIGN_WORDS."""
+    """Return whether a library's error is of a kind, a key of FOREIGN_WORDS, by its text."""
     return any(words in str(error) for words in FOREIGN_WORDS[kind])
 
 
 @contextlib.contextmanager
 def explain_out_of_memory(num_images: int, remedy: str) -> Iterator[None]:
-    """Tell a lack of memory, Python's or torch's, as what the user can mend.
+    """Report a lack of memory, Python's or torch's, as what the user can mend.
 
     Args:
-        num_images: that are computed at a time.
+        num_images: that are computed at once.
         remedy: what to do.
 
     Raises:

@@ -106,9 +106,7 @@ def after_an_update(trainer: Any, ranks: Ranks) -> Iterator[None]:
             yield
         except BaseException as error:
             _end_bars(trainer)  # else the next message stands at the end of one
-            if callback.received and "DataLoader worker" in str(
-                error
-            ):  # the signal ended one before it could ignore it
+            if callback.received and is_foreign(error, "loader ended"):  # before it could ignore the signal
                 saved = any(Path(trainer.args.output_dir).glob("checkpoint-*"))
                 callback.agreed = callback.received
                 callback.leave(trainer.state.global_step, saved)

@@ -11,7 +11,8 @@ import threading
 
 import pytest
 
-from chestxray_vit.entry_point import Stopped, cli_main, handle_signals
+from chestxray_vit.entry_point import READER_LEFT, Stopped, cli_main, handle_signals
+from chestxray_vit.errors import InputError
 from chestxray_vit.storage.lock import folder_lock
 
 
@@ -111,4 +112,83 @@ def test_other_errors_of_the_system_are_defects(error):
         raise error
 
     with pytest.raises(type(error)):
+        main([])
+
+
+# cli_main
+
+
+def test_a_command_returns_what_main_returns():
+    seen = []
+
+    @cli_main
+    def main(argv=None):
+        """Run the command."""
+        seen.append(argv)
+        return 7
+
+    assert main() == 7
+    assert main(["a"]) == 7
+    assert seen == [None, ["a"]]
+    assert (main.__name__, main.__doc__) == ("main", "Run the command.")
+
+
+def test_an_input_error_is_printed_and_exits_2(capsys):
+    @cli_main
+    def main(argv=None):
+        raise InputError("a.csv: no rows.")
+
+    assert main([]) == 2
+    assert capsys.readouterr() == ("", "error: a.csv: no rows.\n")
+
+
+def test_ctrl_c_is_answered_with_130(capsys):
+    @cli_main
+    def main(argv=None):
+        raise KeyboardInterrupt
+
+    assert main([]) == 130
+    assert capsys.readouterr() == ("", "stopped by the user\n")
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, OSError, SystemExit])
+def test_no_other_exception_is_hidden(kind):
+    @cli_main
+    def main(argv=None):
+        raise kind("a defect")
+
+    with pytest.raises(kind, match="a defect"):
+        main([])
+
+
+PRINTING = """
+import sys
+from chestxray_vit.entry_point import cli_main
+@cli_main
+def main(argv=None):
+    for _ in range({lines}):
+        print("a line", flush={flush})
+    return 7
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("lines, flush, code", [(9, False, 7), (9, True, READER_LEFT), (99999, False, READER_LEFT)])
+def test_a_reader_that_leaves_is_no_error(lines, flush, code):
+    """As `| head` does: what is done by then counts, and nothing is said."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-c", PRINTING.format(lines=lines, flush=flush)]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    ended = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, env=buffered, timeout=60)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (code, b"")
+
+
+def test_another_broken_pipe_is_a_defect():
+    @cli_main
+    def main(argv=None):
+        raise BrokenPipeError("of a loader")
+
+    with pytest.raises(BrokenPipeError, match="of a loader"):
         main([])

@@ -1,17 +1,20 @@
-"""Problems are told all at once, with counts; what the user can mend ends without a traceback."""
+"""Problems are reported all at once, with counts; libraries' errors are known by their words."""
 
 from __future__ import annotations
 
 import doctest
 import os
+import signal
+import socket
+import struct
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from chestxray_vit import errors as problems
-from chestxray_vit.entry_point import READER_LEFT, cli_main
-from chestxray_vit.errors import InputError, Problems, explain_out_of_memory
+from chestxray_vit.errors import FOREIGN_WORDS, InputError, Problems, explain_out_of_memory, is_foreign
 
 
 def test_nothing_noted_raises_nothing():
@@ -68,88 +71,177 @@ def test_docstring_example():
     assert (result.attempted, result.failed) == (3, 0)
 
 
-# cli_main
-
-
-def test_reported_returns_what_main_returns():
-    seen = []
-
-    @cli_main
-    def main(argv=None):
-        """Run the stage."""
-        seen.append(argv)
-        return 7
-
-    assert main() == 7
-    assert main(["a"]) == 7
-    assert seen == [None, ["a"]]
-    assert (main.__name__, main.__doc__) == ("main", "Run the stage.")
-
-
-def test_reported_tells_an_input_error_and_exits_2(capsys):
-    @cli_main
-    def main(argv=None):
-        raise InputError("a.csv: no rows.")
-
-    assert main([]) == 2
-    assert capsys.readouterr() == ("", "error: a.csv: no rows.\n")
-
-
-def test_reported_answers_ctrl_c_with_130(capsys):
-    @cli_main
-    def main(argv=None):
-        raise KeyboardInterrupt
-
-    assert main([]) == 130
-    assert capsys.readouterr() == ("", "stopped by the user\n")
-
-
-@pytest.mark.parametrize("kind", [ValueError, KeyError, OSError, SystemExit])
-def test_reported_hides_no_other_exception(kind):
-    @cli_main
-    def main(argv=None):
-        raise kind("a defect")
-
-    with pytest.raises(kind, match="a defect"):
-        main([])
-
-
-PRINTING = """
-import sys
-from chestxray_vit.entry_point import cli_main
-@cli_main
-def main(argv=None):
-    for _ in range({lines}):
-        print("a line", flush={flush})
-    return 7
-sys.exit(main())
-"""
-
-
-@pytest.mark.parametrize("lines, flush, code", [(9, False, 7), (9, True, READER_LEFT), (99999, False, READER_LEFT)])
-def test_a_reader_that_leaves_is_no_error(lines, flush, code):
-    """As `| head` does: what is done by then counts, and nothing is said."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    words = [sys.executable, "-c", PRINTING.format(lines=lines, flush=flush)]
-    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
-    ended = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, env=buffered, timeout=60)
-    os.close(writing)
-    assert (ended.returncode, ended.stderr) == (code, b"")
-
-
-def test_another_broken_pipe_is_a_defect():
-    @cli_main
-    def main(argv=None):
-        raise BrokenPipeError("of a loader")
-
-    with pytest.raises(BrokenPipeError, match="of a loader"):
-        main([])
-
-
-def test_no_memory_is_told_with_what_helps():
+def test_a_lack_of_memory_is_reported_with_what_helps():
     words = "^no memory for 1,024 images at a time: lower it[.]$"
     with pytest.raises(InputError, match=words), explain_out_of_memory(1024, "lower it"):
         bytearray(1 << 60)
     with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(1, "lower it"):
         raise RuntimeError("shapes differ")
+
+
+# Words of libraries' errors: each is provoked in the library itself.
+
+
+def chain(error):
+    """Return an error and those that it came up in: of a full disk torch raises two."""
+    while error is not None:
+        yield error
+        error = error.__context__
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """Mount a file system of 64 kB, or skip: only root may."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    try:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+        mounted = subprocess.run(mount, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("cannot mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_torch_lacks_memory_on_the_cpu():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(RuntimeError, match="can't allocate memory") as error:
+        torch.empty(1 << 60)
+    assert is_foreign(error.value, "out of memory")
+
+
+def test_torch_lacks_memory_on_cuda():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    with pytest.raises(RuntimeError, match="out of memory") as error:
+        torch.empty(1 << 50, device="cuda")
+    assert is_foreign(error.value, "out of memory")
+
+
+def test_safetensors_meets_a_full_disk(full_disk):
+    torch, safetensors = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
+    with pytest.raises(Exception, match="No space left.*os error 28") as error:
+        safetensors.save_file({"a": torch.zeros(1 << 16)}, str(full_disk / "a.safetensors"))
+    assert is_foreign(error.value, "disk full")
+
+
+def test_torch_meets_a_full_disk(full_disk):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(RuntimeError) as error:
+        torch.save({"a": torch.zeros(1 << 16)}, str(full_disk / "a.pt"))
+    assert is_foreign(error.value, "disk full")
+    words = ("PytorchStreamWriter failed", "iostream error", "unexpected pos")
+    assert any(word in str(part) for part in chain(error.value) for word in words)
+    assert all(is_foreign(part, "disk full") for part in chain(error.value) if isinstance(part, RuntimeError))
+
+
+GLOO = """
+import datetime, os, signal, sys
+import torch
+import torch.distributed as distributed
+rank, numbers = int(sys.argv[1]), torch.ones(1 << 20)
+distributed.init_process_group(
+    "gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+)
+distributed.all_reduce(numbers)
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    for _ in range(100):
+        distributed.all_reduce(numbers)
+except RuntimeError as error:
+    print(error, flush=True)
+os._exit(0)  # gloo's threads may not end
+"""
+
+
+def test_gloos_peer_is_gone(tmp_path):
+    pytest.importorskip("torch.distributed")
+    words = [sys.executable, "-c", GLOO]
+    ranks = [
+        subprocess.Popen([*words, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    message, _ = ranks[0].communicate(timeout=120)
+    ranks[1].communicate(timeout=120)
+    assert ranks[1].returncode == -signal.SIGKILL
+    assert "gloo" in message
+    assert "Connection closed" in message or "Connection reset" in message
+    assert is_foreign(RuntimeError(message), "process lost")
+
+
+STORE = """
+import datetime, sys
+import torch.distributed as distributed
+try:
+    distributed.TCPStore("127.0.0.1", int(sys.argv[1]), None, False, timeout=datetime.timedelta(seconds=2)).get("a")
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_torchs_store_loses_its_connection():
+    """A server that closes while data is unread, as one that is killed: its clients see a reset."""
+    pytest.importorskip("torch.distributed")
+
+    def close_each():
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            connection.recv(1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=close_each, daemon=True)
+        thread.start()
+        words = [sys.executable, "-c", STORE, str(server.getsockname()[1])]
+        message = subprocess.run(words, capture_output=True, text=True, timeout=120).stdout
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+    assert "Connection reset" in message
+    assert is_foreign(RuntimeError(message), "process lost")
+
+
+class KillsItsReader:
+    """A data set that ends the process that reads it, if that is a loader."""
+
+    parent = os.getpid()
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if os.getpid() != self.parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_torchs_loader_is_killed():
+    data = pytest.importorskip("torch.utils.data")
+    with pytest.raises(RuntimeError, match="DataLoader worker") as error:
+        list(data.DataLoader(KillsItsReader(), num_workers=1))
+    assert is_foreign(error.value, "loader ended")
+
+
+# What the tests above do not provoke.
+ELSEWHERE = {
+    "NCCL": "needs two CUDA devices",
+    "PytorchStreamWriter failed": "of other versions of torch; 2.13 raises `iostream error` and `unexpected pos`",
+}
+
+
+def test_every_word_is_provoked_here_or_named_with_its_reason():
+    with open(__file__, encoding="utf-8") as file:
+        tests = file.read().partition("# What the tests above do not provoke.")[0]
+    words = {word for kind in FOREIGN_WORDS.values() for word in kind}
+    assert {word for word in words if word not in tests} <= set(ELSEWHERE) <= words
+
+
+def test_another_error_is_of_no_kind():
+    assert not any(is_foreign(RuntimeError("shapes differ"), kind) for kind in FOREIGN_WORDS)
