@@ -19,7 +19,9 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from chestxray_vit.metrics.roc_auc import Estimate, Macro, auc, checked, patient_codes
+from chestxray_vit.metrics.intervals import Estimate, Macro
+from chestxray_vit.metrics.ranking import checked, patient_codes
+from chestxray_vit.metrics.roc_auc import roc_auc
 
 NUM_CELLS = 2**22  # of a table of replicates by images: about 100 MB in all
 MOST_AT_ONCE = 100  # replicates: their counts stay in the processor's cache; a power of two would make rows collide
@@ -105,7 +107,7 @@ def bootstrap(
         The exact AUCs; NaN where a replicate lacks a class.
 
     Raises:
-        ValueError: as `auc.macro`, or no replicates.
+        ValueError: as `macro`, or no replicates.
     """
     targets_NL, scores_NL = checked(targets_NL, scores_NL, num_axes=2)
     patients_N = patient_codes(patients_N, len(targets_NL))
@@ -117,7 +119,7 @@ def bootstrap(
         at_once = max(1, min(MOST_AT_ONCE, NUM_CELLS // len(patients_N)))
         draws = _draw(ranked.positives_LP.shape[1], replicates, seed, at_once)
         aucs_LR = np.concatenate([_weighted_aucs(ranked, counts_PB) for counts_PB in draws], axis=1)
-    aucs_L = np.array([auc(*columns) for columns in zip(targets_NL.T, scores_NL.T)], dtype=np.float64)
+    aucs_L = np.array([roc_auc(*columns) for columns in zip(targets_NL.T, scores_NL.T)], dtype=np.float64)
     num_positive_L, num_negative_L = (ranked.positives_LP > 0).sum(axis=1), (ranked.negatives_LP > 0).sum(axis=1)
     return Bootstrap(aucs_L, aucs_LR.T, np.minimum(num_positive_L, num_negative_L))
 
@@ -132,7 +134,7 @@ def finding_intervals(result: Bootstrap) -> List[Percentile]:
         result: of `bootstrap`.
 
     Returns:
-        One for each finding. As with `auc.obuchowski` the interval is undefined if only one patient has positives,
+        One for each finding. As with `obuchowski` the interval is undefined if only one patient has positives,
         or only one has negatives.
     """
     estimates = []
@@ -153,7 +155,7 @@ def macro_interval(result: Bootstrap) -> MacroPercentile:
         result: of `bootstrap`.
 
     Returns:
-        The macro estimate; its interval is undefined if that of a finding which counts is, as with `auc.macro`.
+        The macro estimate; its interval is undefined if that of a finding which counts is, as with `macro`.
     """
     counts_L = ~np.isnan(result.aucs_L)
     num_findings, num_replicates = int(counts_L.sum()), len(result.aucs_RL)
@@ -197,8 +199,8 @@ def _rank(targets_NL: np.ndarray, scores_NL: np.ndarray, patients_N: np.ndarray)
     most_wins = 2 * num_patients * int(num_images_P.max(initial=0))  # of one positive, had one patient all draws
     dtype = np.int32 if most_wins < 2**31 else np.int64
     findings = {
-        place: _rank_finding(is_positive_N, scores_N, patients_N, num_patients, dtype)
-        for place, (is_positive_N, scores_N) in enumerate(zip(targets_NL.T, scores_NL.T))
+        index: _rank_finding(is_positive_N, scores_N, patients_N, num_patients, dtype)
+        for index, (is_positive_N, scores_N) in enumerate(zip(targets_NL.T, scores_NL.T))
         if is_positive_N.any() and not is_positive_N.all()
     }
     return _Ranked(findings, positives_LP, num_images_P - positives_LP, dtype)
@@ -229,9 +231,9 @@ def _weighted_aucs(ranked: _Ranked, counts_PB: np.ndarray) -> np.ndarray:
     pairs_LB = (ranked.positives_LP @ weights_PB) * (ranked.negatives_LP @ weights_PB)
     counts_PB = np.ascontiguousarray(counts_PB, dtype=ranked.dtype)
     aucs_LB = np.full(pairs_LB.shape, math.nan)
-    for place, finding in ranked.findings.items():
-        pairs_B = pairs_LB[place]
-        np.divide(_wins(finding, counts_PB), 2 * pairs_B, out=aucs_LB[place], where=pairs_B > 0)
+    for index, finding in ranked.findings.items():
+        pairs_B = pairs_LB[index]
+        np.divide(_wins(finding, counts_PB), 2 * pairs_B, out=aucs_LB[index], where=pairs_B > 0)
     return aucs_LB
 
 

@@ -7,24 +7,21 @@ it would flatter. It keeps the ranking, so it mends no AUC.
 The fits work on float64 logits. A score of exactly 0 or 1, which has none, gets that of the next float inside,
 -744.4 or 36.7. What is undefined is NaN, None in a table.
 
-Shapes: N images, D distinct scores, K coefficients."""
+Shapes: N images, D distinct scores."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from dataclasses import dataclass
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from chestxray_vit.artifacts.predictions import Predictions
-from chestxray_vit.labels import FINDINGS
-from chestxray_vit.metrics.roc_auc import checked
+from chestxray_vit.metrics.probability import logit, maximum_likelihood, sigmoid
+from chestxray_vit.metrics.ranking import checked
 
 NUM_BINS = 10
-MOST_STEPS = 200  # of Newton; ten are usual, 50 where the classes overlap by a hair
-FARTHEST = 1000.0  # that one step may move a logit: more than lies between those of any two scores
 
 
 @dataclass(frozen=True)
@@ -80,11 +77,11 @@ class Platt:
             ValueError: a probability is not in [0, 1].
         """
         probabilities_N = _checked_probabilities(probabilities_N)
-        distinct_D, place_N = np.unique(probabilities_N, return_inverse=True)
-        mapped_D = _sigmoid(self.slope * _logits(distinct_D) + self.intercept)
+        distinct_D, index_N = np.unique(probabilities_N, return_inverse=True)
+        mapped_D = sigmoid(self.slope * logit(distinct_D) + self.intercept)
         # Logarithms are rounded, so that neighbours could change places.
         keep_order = np.maximum if self.slope > 0 else np.minimum
-        return keep_order.accumulate(mapped_D)[place_N]
+        return keep_order.accumulate(mapped_D)[index_N]
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,9 @@ class Temperature:
 def reliability(targets_N: ArrayLike, probabilities_N: ArrayLike, num_bins: int = NUM_BINS) -> List[Bin]:
     """Return bins of equal width with how many images and positives each holds.
 
+    >>> reliability([0, 1, 1], [0.1, 0.3, 0.9], num_bins=2)[0]
+    Bin(low=0.0, high=0.5, num_images=2, num_positives=1, mean_score=0.2)
+
     The edges are the floats k / num_bins, so a score of 0.3 is in [0.3, 0.4).
 
     Args:
@@ -123,9 +123,9 @@ def reliability(targets_N: ArrayLike, probabilities_N: ArrayLike, num_bins: int 
     if num_bins < 1:
         raise ValueError(f"num_bins is {num_bins}, expected 1 or more")
     edges = np.arange(num_bins + 1) / num_bins  # not linspace, whose steps add up to 0.30000000000000004
-    place_N = np.minimum(np.searchsorted(edges, probabilities_N, side="right"), num_bins) - 1
-    images, positives = np.bincount(place_N, minlength=num_bins), np.bincount(place_N[targets_N], minlength=num_bins)
-    sums = np.bincount(place_N, weights=probabilities_N, minlength=num_bins)
+    index_N = np.minimum(np.searchsorted(edges, probabilities_N, side="right"), num_bins) - 1
+    images, positives = np.bincount(index_N, minlength=num_bins), np.bincount(index_N[targets_N], minlength=num_bins)
+    sums = np.bincount(index_N, weights=probabilities_N, minlength=num_bins)
     return [
         Bin(float(low), float(high), int(count), int(positive), float(total / count) if count else math.nan)
         for low, high, count, positive, total in zip(edges, edges[1:], images, positives, sums)
@@ -134,6 +134,9 @@ def reliability(targets_N: ArrayLike, probabilities_N: ArrayLike, num_bins: int 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
     """Return the mean over images of |share of positives - mean score| of their bin (Naeini et al., AAAI 2015).
+
+    >>> round(expected_calibration_error(reliability([0, 1, 1], [0.1, 0.3, 0.9], num_bins=2)), 4)
+    0.2333
 
     It depends on the bins: values of other bins are not comparable.
 
@@ -150,6 +153,9 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
 
 def brier(targets_N: ArrayLike, probabilities_N: ArrayLike) -> float:
     """Return the mean squared difference of probability and target (Brier, Monthly Weather Review 1950).
+
+    >>> round(brier([0, 1], [0.2, 0.9]), 4)
+    0.025
 
     Args:
         targets_N: 0 or 1.
@@ -169,6 +175,10 @@ def brier(targets_N: ArrayLike, probabilities_N: ArrayLike) -> float:
 def slope_and_intercept(targets_N: ArrayLike, probabilities_N: ArrayLike) -> Tuple[float, float]:
     """Return slope and intercept of logit P = intercept + slope * logit(score) (Cox, Biometrika 1958).
 
+    >>> slope, intercept = slope_and_intercept([0, 0, 1, 0, 1, 1], [0.1, 0.3, 0.4, 0.6, 0.7, 0.8])
+    >>> round(slope, 4), round(intercept, 4)
+    (0, 0)
+
     By maximum likelihood. Slope 1 and intercept 0 are right; a slope below 1 says that scores are too far apart.
 
     Args:
@@ -183,17 +193,20 @@ def slope_and_intercept(targets_N: ArrayLike, probabilities_N: ArrayLike) -> Tup
         ValueError: shapes differ, or a value is out of range.
     """
     targets_N, probabilities_N = _checked(targets_N, probabilities_N)
-    logits_N = _logits(probabilities_N)
+    logits_N = logit(probabilities_N)
     if _one_class(targets_N) or _separated(logits_N[targets_N], logits_N[~targets_N]):
         return math.nan, math.nan
     mean, spread = logits_N.mean(), logits_N.std()
     columns_NK = np.stack([np.ones(len(logits_N)), (logits_N - mean) / spread], axis=1)
-    first, second = _maximum_likelihood(targets_N, columns_NK, np.full(len(logits_N), _prevalence_logit(targets_N)))
+    first, second = maximum_likelihood(targets_N, columns_NK, np.full(len(logits_N), _prevalence_logit(targets_N)))
     return float(second / spread), float(_prevalence_logit(targets_N) + first - second * mean / spread)
 
 
 def intercept_at_slope_1(targets_N: ArrayLike, probabilities_N: ArrayLike) -> float:
     """Return the intercept of logit P = intercept + logit(score): calibration in the large (Cox, Biometrika 1958).
+
+    >>> round(intercept_at_slope_1([0, 0, 1, 1], [0.2, 0.2, 0.2, 0.2]), 4)
+    1.3863
 
     Args:
         targets_N: 0 or 1.
@@ -209,19 +222,26 @@ def intercept_at_slope_1(targets_N: ArrayLike, probabilities_N: ArrayLike) -> fl
     targets_N, probabilities_N = _checked(targets_N, probabilities_N)
     if _one_class(targets_N):
         return math.nan
-    logits_N = _logits(probabilities_N)
+    logits_N = logit(probabilities_N)
     start = _prevalence_logit(targets_N) - float(np.median(logits_N))
-    return start + float(_maximum_likelihood(targets_N, np.ones((len(logits_N), 1)), logits_N + start)[0])
+    return start + float(maximum_likelihood(targets_N, np.ones((len(logits_N), 1)), logits_N + start)[0])
 
 
 def fit_platt(targets_N: ArrayLike, probabilities_N: ArrayLike) -> Optional[Platt]:
-    """Fit on validation predictions; None where `slope_and_intercept` is undefined. The slope may be negative."""
+    """Fit on validation predictions; None where `slope_and_intercept` is undefined. The slope may be negative.
+
+    >>> round(fit_platt([0, 0, 1, 0, 1, 1], [0.1, 0.3, 0.4, 0.6, 0.7, 0.8]).slope, 4)
+    0
+    """
     slope, intercept = slope_and_intercept(targets_N, probabilities_N)
     return None if math.isnan(slope) else Platt(slope, intercept)
 
 
 def fit_temperature(targets_N: ArrayLike, probabilities_N: ArrayLike) -> Optional[Temperature]:
     """Fit on validation predictions, by maximum likelihood.
+
+    >>> round(fit_temperature([0, 0, 1, 0, 1, 1], [0.1, 0.3, 0.4, 0.6, 0.7, 0.8]).temperature, 4)
+    0
 
     Args:
         targets_N: 0 or 1.
@@ -235,59 +255,14 @@ def fit_temperature(targets_N: ArrayLike, probabilities_N: ArrayLike) -> Optiona
         ValueError: shapes differ, or a value is out of range.
     """
     targets_N, probabilities_N = _checked(targets_N, probabilities_N)
-    logits_N = _logits(probabilities_N)
+    logits_N = logit(probabilities_N)
     right_N = np.where(targets_N, logits_N, -logits_N)  # above 0 on the target's side
     # The likelihood rises from 1 / temperature = 0 on if the sum is above 0, and for ever if nothing is wrong.
     if _one_class(targets_N) or right_N.min() >= 0 or math.fsum(right_N) <= 0:
         return None
     spread = math.sqrt(np.mean(logits_N**2))
-    (inverse,) = _maximum_likelihood(targets_N, logits_N[:, None] / spread, np.zeros(len(logits_N))) / spread
+    (inverse,) = maximum_likelihood(targets_N, logits_N[:, None] / spread, np.zeros(len(logits_N))) / spread
     return Temperature(float(1 / inverse)) if inverse > 0 else None
-
-
-def calibration_table(predictions: Predictions, validation: Optional[Predictions] = None) -> Dict[str, Any]:
-    """Return the calibration of each finding as auc.json holds it: None where undefined.
-
-    Args:
-        predictions: that are judged.
-        validation: of the same model on other patients, to fit the recalibrations on; without it there are none.
-    """
-    rows = []
-    for place, finding in enumerate(FINDINGS):
-        targets_N, scores_N = predictions.targets_NL[:, place], predictions.scores_NL[:, place]
-        fits: Dict[str, Union[Platt, Temperature, None]] = {"platt": None, "temperature": None}
-        if validation is not None:
-            columns = validation.targets_NL[:, place], validation.scores_NL[:, place]
-            fits = {"platt": fit_platt(*columns), "temperature": fit_temperature(*columns)}
-        row = {"finding": finding, **_judged(targets_N, scores_N)}
-        for name, fit in fits.items():
-            row[name] = fit and {**asdict(fit), **_errors(targets_N, fit.apply(scores_N))}
-        rows.append(row)
-    return {"num_bins": NUM_BINS, "findings": rows}
-
-
-def _judged(targets_N: np.ndarray, probabilities_N: np.ndarray) -> Dict[str, Any]:
-    slope, intercept = slope_and_intercept(targets_N, probabilities_N)
-    numbers = {
-        "calibration_slope": slope,
-        "calibration_intercept": intercept,
-        "intercept_at_slope_1": intercept_at_slope_1(targets_N, probabilities_N),
-    }
-    return {**_errors(targets_N, probabilities_N), **_without_nan(numbers)}
-
-
-def _errors(targets_N: np.ndarray, probabilities_N: np.ndarray) -> Dict[str, Any]:
-    bins = reliability(targets_N, probabilities_N)
-    numbers = {
-        "brier": brier(targets_N, probabilities_N),
-        "expected_calibration_error": expected_calibration_error(bins),
-    }
-    return {**_without_nan(numbers), "bins": [_without_nan(asdict(bin)) for bin in bins]}
-
-
-def _without_nan(numbers: Dict[str, float]) -> Dict[str, Optional[float]]:
-    """Put None for NaN: JSON has none."""
-    return {name: None if math.isnan(number) else number for name, number in numbers.items()}
 
 
 def _checked(targets_N: ArrayLike, probabilities_N: ArrayLike) -> Tuple[np.ndarray, np.ndarray]:
@@ -303,16 +278,6 @@ def _checked_probabilities(probabilities_N: ArrayLike) -> np.ndarray:
     return probabilities_N
 
 
-def _logits(probabilities_N: np.ndarray) -> np.ndarray:
-    inside_N = np.clip(probabilities_N, np.nextafter(0.0, 1.0), np.nextafter(1.0, 0.0))
-    return np.log(inside_N) - np.log1p(-inside_N)
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    small = np.exp(-np.abs(logits))  # never overflows
-    return np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
-
-
 def _one_class(targets_N: np.ndarray) -> bool:
     return bool(targets_N.all() or not targets_N.any())
 
@@ -325,35 +290,3 @@ def _separated(positives: np.ndarray, negatives: np.ndarray) -> bool:
 def _prevalence_logit(targets_N: np.ndarray) -> float:
     num_positives = int(targets_N.sum())
     return math.log(num_positives) - math.log(len(targets_N) - num_positives)
-
-
-def _maximum_likelihood(targets_N: np.ndarray, columns_NK: np.ndarray, offsets_N: np.ndarray) -> np.ndarray:
-    """Return the coefficients_K of logit P = offset + columns @ coefficients that make the targets likeliest.
-
-    Newton's method from 0; a step that would raise the deviance is halved until it does not. The maximum must exist.
-    """
-    signs_N = np.where(targets_N, -1.0, 1.0)
-    columns_NK, logits_N = columns_NK * signs_N[:, None], offsets_N * signs_N  # now a positive logit is an error
-    coefficients_K, deviance = np.zeros(columns_NK.shape[1]), _deviance(logits_N)
-    for _ in range(MOST_STEPS):
-        errors_N = _sigmoid(logits_N)
-        curvature_KK = (columns_NK.T * (errors_N * _sigmoid(-logits_N))) @ columns_NK
-        try:
-            step_K = -np.linalg.solve(curvature_KK, columns_NK.T @ errors_N)
-        except np.linalg.LinAlgError:  # flat to the last digit
-            break
-        move_N = columns_NK @ step_K
-        size = 1 / max(1.0, np.abs(move_N).max() / FARTHEST)
-        reached = _deviance(logits_N + size * move_N)
-        while reached > deviance * (1 + 1e-13):  # more than rounding adds
-            size /= 2
-            reached = _deviance(logits_N + size * move_N)
-        coefficients_K, logits_N, deviance = coefficients_K + size * step_K, logits_N + size * move_N, reached
-        if size * np.abs(step_K).max() <= 1e-12 * max(1.0, np.abs(coefficients_K).max()):
-            break
-    return coefficients_K
-
-
-def _deviance(logits_N: np.ndarray) -> float:
-    """Return -2 log likelihood, where positive logits are errors."""
-    return 2 * float((np.maximum(logits_N, 0.0) + np.log1p(np.exp(-np.abs(logits_N)))).sum())

@@ -6,7 +6,7 @@ choosing and measuring are apart here.
 An image is called positive where score >= threshold. Rates have 95 % intervals by patient, since images of one
 patient are not independent. What is undefined is NaN, None in a table; no threshold is infinite.
 
-Shapes: N images, L = 14 findings in NIH's order, P patients, S distinct scores from low to high."""
+Shapes: N images, L findings, P patients, S distinct scores from low to high."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from chestxray_vit.artifacts.predictions import Predictions
-from chestxray_vit.labels import FINDINGS
-from chestxray_vit.metrics.roc_auc import Z_95, checked, patient_codes
+from chestxray_vit.metrics.intervals import effective_number, wilson_interval
+from chestxray_vit.metrics.ranking import checked, patient_codes, rank
 
 Table = Dict[str, Dict[str, Optional[float]]]  # finding -> name of a rule -> threshold, None where undefined
 
@@ -80,6 +79,9 @@ class OperatingPoint:
 def choose(targets_N: ArrayLike, scores_N: ArrayLike, rule: Rule) -> float:
     """Return the threshold that a rule chooses among the distinct scores, by exact comparison of counts.
 
+    >>> choose([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], RULES[0])
+    0.35
+
     - youden: the highest sensitivity + specificity - 1 (Youden, Cancer 1950); undefined if none is above 0. Of equals
       the lowest threshold, which has the highest sensitivity: where the index does not decide, miss the fewest.
     - sensitivity: the highest threshold that reaches it, so as to call the fewest negatives.
@@ -94,33 +96,33 @@ def choose(targets_N: ArrayLike, scores_N: ArrayLike, rule: Rule) -> float:
         A finite threshold; NaN where undefined, as it is without positives or without negatives.
 
     Raises:
-        ValueError: as `auc.auc`.
+        ValueError: as `roc_auc`.
     """
     return choose_each(targets_N, scores_N, [rule])[rule.name]
 
 
 def choose_each(targets_N: ArrayLike, scores_N: ArrayLike, rules: Sequence[Rule] = RULES) -> Dict[str, float]:
-    """Return the threshold of each rule by its name, as `choose` does, from one sort of the scores."""
+    """Return the threshold of each rule by its name, as `choose` does, from one sort of the scores.
+
+    >>> choose_each([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])["sensitivity_90"]
+    0.35
+    """
     is_positive_N, scores_N = checked(targets_N, scores_N, num_axes=1)
     if not is_positive_N.any() or is_positive_N.all():
         return {rule.name: math.nan for rule in rules}
-    curve = _curve(is_positive_N, scores_N)
-    return {rule.name: _on_curve(*curve, rule) for rule in rules}
-
-
-def choose_all(predictions: Predictions) -> Table:
-    """Return thresholds in [0, 1]; None where `choose` gives NaN, or the next float above a highest score of 1."""
-    table: Table = {}
-    for finding, targets_N, scores_N in zip(FINDINGS, predictions.targets_NL.T, predictions.scores_NL.T):
-        chosen = choose_each(targets_N, scores_N)
-        table[finding] = {name: threshold if threshold <= 1 else None for name, threshold in chosen.items()}
-    return table
+    ranking = rank(is_positive_N, scores_N)
+    counts = ranking.called_positive()
+    return {rule.name: _on_curve(ranking.scores_S, *counts, rule) for rule in rules}
 
 
 def measure(
     targets_N: ArrayLike, scores_N: ArrayLike, threshold: float, patients_N: Optional[ArrayLike] = None
 ) -> OperatingPoint:
     """Return the operating point of a threshold that was chosen on other patients.
+
+    >>> point = measure([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], threshold=0.35)
+    >>> point.sensitivity.value, point.specificity.value
+    (1.0, 0.5)
 
     Args:
         targets_N: 0 or 1.
@@ -129,57 +131,42 @@ def measure(
         patients_N: integers or strings; None takes each image as a patient of its own.
 
     Raises:
-        ValueError: as `auc.auc`, a patient is missing, or the threshold is not finite.
+        ValueError: as `roc_auc`, a patient is missing, or the threshold is not finite.
     """
     is_positive_N, scores_N = checked(targets_N, scores_N, num_axes=1)
-    return _measure(is_positive_N, scores_N, threshold, patient_codes(patients_N, len(scores_N)))
+    return measure_codes(is_positive_N, scores_N, threshold, patient_codes(patients_N, len(scores_N)))
 
 
-def measure_all(predictions: Predictions, table: Table) -> Dict[str, Dict[str, Optional[OperatingPoint]]]:
-    """Return the operating point of each threshold of a table, by finding and rule; None where it has none."""
-    patients_N = patient_codes(np.asarray(predictions.patient_ids, dtype=str), len(predictions.file_names))
-    points = {}
-    for finding, targets_N, scores_N in zip(FINDINGS, predictions.targets_NL.T, predictions.scores_NL.T):
-        points[finding] = {
-            name: None if threshold is None else _measure(targets_N == 1, scores_N, threshold, patients_N)
-            for name, threshold in table[finding].items()
-        }
-    return points
+def decide(scores_L: Sequence[float], names: Sequence[str], table: Table, rule_name: str) -> List[str]:
+    """Return the findings that a rule calls positive in one image, in the order of their columns.
 
-
-def decide(scores_L: Sequence[float], table: Table, rule_name: str) -> List[str]:
-    """Return the findings that a rule calls positive in one image, in NIH's order.
+    >>> decide([0.7, 0.2], ["Mass", "Nodule"], {"Mass": {"youden": 0.5}, "Nodule": {"youden": 0.5}}, "youden")
+    ['Mass']
 
     Args:
-        scores_L: 14 probabilities, with all their digits.
-        table: as `choose_all` returns it; a finding whose threshold is None is never called, for it is not decided.
+        scores_L: a probability each, with all their digits.
+        names: of the L findings.
+        table: thresholds by finding and rule; a finding whose threshold is None is never called: it is not decided.
         rule_name: that of one of `RULES`.
 
     Raises:
-        ValueError: there are not 14 finite scores, or there is no such rule.
+        ValueError: there is not one finite score a name, or there is no such rule.
     """
     scores_L = np.asarray(scores_L, dtype=np.float64)
-    if scores_L.shape != (len(FINDINGS),) or not np.isfinite(scores_L).all():
-        raise ValueError(f"expected {len(FINDINGS)} finite scores, found {scores_L.tolist()}")
+    if scores_L.shape != (len(names),) or not np.isfinite(scores_L).all():
+        raise ValueError(f"expected {len(names)} finite scores, found {scores_L.tolist()}")
     if rule_name not in RULE_NAMES:
         raise ValueError(f"unknown rule {rule_name!r}. Known: {', '.join(RULE_NAMES)}")
-    rows = zip(FINDINGS, scores_L, [table[finding][rule_name] for finding in FINDINGS])
-    return [finding for finding, score, threshold in rows if threshold is not None and score >= threshold]
-
-
-def wilson(count: int, total: int) -> Tuple[float, float]:
-    """Return the 95 % interval of a share of independent images (Wilson, JASA 1927); NaN where total is 0.
-
-    Raises:
-        ValueError: not 0 <= count <= total.
-    """
-    if not 0 <= count <= total:
-        raise ValueError(f"count is {count}, expected from 0 to {total}")
-    return _wilson(count / total, total) if total else (math.nan, math.nan)
+    rows = zip(names, scores_L, [table[name][rule_name] for name in names])
+    return [name for name, score, threshold in rows if threshold is not None and score >= threshold]
 
 
 def at_prevalence(sensitivity: float, specificity: float, prevalence: float) -> Tuple[float, float]:
     """Return the predictive values that Bayes' theorem gives where another share of images is positive.
+
+    >>> ppv, npv = at_prevalence(0.9, 0.8, prevalence=0.1)
+    >>> round(ppv, 4), round(npv, 4)
+    (0.3333, 0.9863)
 
     Args:
         sensitivity, specificity: in [0, 1] or NaN; taken to be the same there.
@@ -199,16 +186,6 @@ def at_prevalence(sensitivity: float, specificity: float, prevalence: float) -> 
     not_called = true_negative + (1 - sensitivity) * prevalence
     ppv = true_positive / called if called > 0 else math.nan
     return ppv, true_negative / not_called if not_called > 0 else math.nan
-
-
-def _curve(is_positive_N: np.ndarray, scores_N: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return scores_S, and how many positives and negatives are called with each as threshold: all with the first."""
-    order_N = np.argsort(scores_N)
-    ordered_N = scores_N[order_N]
-    first_S = np.flatnonzero(np.append(True, ordered_N[1:] != ordered_N[:-1]))
-    positives_up_to_N = np.cumsum(is_positive_N[order_N], dtype=np.int64)
-    true_positives_S = positives_up_to_N[-1] - np.append(0, positives_up_to_N)[first_S]
-    return ordered_N[first_S], true_positives_S, len(scores_N) - first_S - true_positives_S
 
 
 def _on_curve(scores_S: np.ndarray, true_positives_S: np.ndarray, false_positives_S: np.ndarray, rule: Rule) -> float:
@@ -231,12 +208,15 @@ def _least(rule: Rule, total: int) -> int:
     return math.ceil(Fraction(str(float(rule.at_least))) * total)
 
 
-def _measure(is_positive_N: np.ndarray, scores_N: np.ndarray, threshold: float, codes_N: np.ndarray) -> OperatingPoint:
+def measure_codes(
+    is_positive_N: np.ndarray, scores_N: np.ndarray, threshold: float, codes_N: np.ndarray
+) -> OperatingPoint:
+    """Return what `measure` does, of arrays that are checked: booleans, finite scores, patients as codes from 0."""
     if not math.isfinite(threshold):
         raise ValueError(f"threshold is {threshold}, expected a finite number")
     num_patients = int(codes_N.max(initial=-1)) + 1
-    places_N = (2 * is_positive_N + (scores_N >= threshold)) * num_patients + codes_N
-    tn_P, fp_P, fn_P, tp_P = np.bincount(places_N, minlength=4 * num_patients).reshape(4, num_patients)
+    cells_N = (2 * is_positive_N + (scores_N >= threshold)) * num_patients + codes_N
+    tn_P, fp_P, fn_P, tp_P = np.bincount(cells_N, minlength=4 * num_patients).reshape(4, num_patients)
     counts = [int(counts_P.sum()) for counts_P in (tp_P, fp_P, fn_P, tn_P)]
     sensitivity, specificity = _rate(tp_P, fn_P), _rate(tn_P, fp_P)
     return OperatingPoint(float(threshold), *counts, sensitivity, specificity, _rate(tp_P, fp_P), _rate(tn_P, fn_P))
@@ -246,33 +226,4 @@ def _rate(counts_P: np.ndarray, others_P: np.ndarray) -> Rate:
     count, total = int(counts_P.sum()), int(counts_P.sum() + others_P.sum())
     if total == 0:
         return Rate(math.nan, math.nan, math.nan, 0, 0)
-    return Rate(count / total, *_wilson(count / total, _effective_number(counts_P, others_P)), count, total)
-
-
-def _effective_number(counts_P: np.ndarray, others_P: np.ndarray) -> float:
-    """Return how many independent images would tell as much: total / max(1, design effect).
-
-    The design effect (Rao and Scott, Biometrics 1992) is the variance of p = count / total as a ratio of sums over
-    m patients, m / (m - 1) * sum (c_i - p n_i)^2 / total^2, over that of independent images. The latter,
-    p (1 - p) / total, takes the factor m / (m - 1) too: with one image a patient the design effect is then exactly 1,
-    and copies of every image change nothing. So that the bound of 1 does not take copies for images either, a divisor
-    which all counts share is first taken out. With fewer than 30 patients the design effect is a rough guess; where
-    there is none, as p is 0 or 1 or m is 1, the effective number is m, as if a patient's images all told the same.
-    """
-    totals_P = counts_P + others_P
-    count, total, num_patients = int(counts_P.sum()), int(totals_P.sum()), int(np.count_nonzero(totals_P))
-    if count in (0, total) or num_patients == 1:
-        return num_patients
-    # Python's integers, since these pass 64 bits: sums of squares times total^2, by patient and by image
-    squares, products, sizes = int(counts_P @ counts_P), int(counts_P @ totals_P), int(totals_P @ totals_P)
-    by_patient = total**2 * squares - 2 * total * count * products + count**2 * sizes
-    by_image = total * count * (total - count)
-    most = total // int(np.gcd.reduce(np.append(counts_P, totals_P)))
-    return most if by_patient * most <= by_image * total else by_image * total / by_patient
-
-
-def _wilson(share: float, number: float) -> Tuple[float, float]:
-    half = Z_95 * math.sqrt(share * (1 - share) / number + Z_95**2 / (4 * number**2))
-    spread = Z_95**2 / (2 * number) + half
-    # The roots of Wilson's quadratic, each without a difference of near numbers: exactly 0 and 1 at the ends.
-    return share**2 / (share + spread), 1 - (1 - share) ** 2 / (1 - share + spread)
+    return Rate(count / total, *wilson_interval(count / total, effective_number(counts_P, others_P)), count, total)

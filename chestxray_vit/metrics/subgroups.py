@@ -1,7 +1,7 @@
 """AUCs by sex, age and view, and whether a group differs from the rest of its grouping.
 
 One patient may have images in a group and in its rest: a PA and an AP view, or two ages. The two AUCs then vary
-together, so the variance of their difference is var(group) + var(rest) - 2 cov, by patient (`auc.influence`). The
+together, so the variance of their difference is var(group) + var(rest) - 2 cov, by patient (`influence`). The
 many tests are adjusted together by Holm's method: without that, one in twenty is below 0.05 where nothing differs.
 
 A difference of AUCs says that ranking is harder in one group; it does not say why. Groups differ in prevalence,
@@ -14,35 +14,26 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from chestxray_vit.artifacts.predictions import Predictions
-from chestxray_vit.labels import FINDINGS
-from chestxray_vit.metrics.roc_auc import (
+from chestxray_vit.metrics.intervals import (
     Difference,
     Estimate,
     Macro,
-    checked,
-    holm,
     influence,
     mean_estimate,
     normal_test,
-    num_different,
-    patient_codes,
     variance_of,
 )
+from chestxray_vit.metrics.ranking import Ranking, checked, num_different, patient_codes, rank
 
 AGE_STARTS = (0, 18, 40, 60, 80)
 GROUPINGS = {"sex": ("F", "M"), "age": ("0-17", "18-39", "40-59", "60-79", "80+"), "view": ("PA", "AP")}
 UNKNOWN = "unknown"
 MIN_PATIENTS = 10  # with a finding, and without it: with fewer, an AUC tells of single patients
-METHOD = (
-    "a group less the images of the other known groups; by patient (Obuchowski 1997), patients in both counted; "
-    "two-sided normal p; p by Holm (1979) over all findings and groups, for the macro over all groups"
-)
 NO_TEST = Difference(math.nan, math.nan, math.nan, math.nan)
 
 
@@ -82,15 +73,6 @@ class Group:
     macro_difference: Difference
 
 
-class _Column(NamedTuple):
-    """The images of one finding from the lowest score to the highest: sorted once, for all groups."""
-
-    order_N: np.ndarray
-    targets_N: np.ndarray
-    scores_N: np.ndarray
-    patients_N: np.ndarray
-
-
 class _Part(NamedTuple):
     """One finding in one set of images."""
 
@@ -100,19 +82,27 @@ class _Part(NamedTuple):
     influence_4P: Optional[np.ndarray]  # None if too small
 
 
-def group_codes(predictions: Predictions) -> Dict[str, Dict[str, np.ndarray]]:
+def group_masks(
+    sexes: Sequence[Optional[str]], ages: Sequence[Optional[float]], views: Sequence[Optional[str]]
+) -> Dict[str, Dict[str, np.ndarray]]:
     """Return for each grouping and each of its groups, in order, whether an image is in it.
 
     Case and surrounding blanks do not matter. Ages are counted in whole years: 17.9 is 0-17. Any other value is in
     `unknown`, the last group of each grouping, and is named nowhere.
 
+    >>> group_masks(["F", "m"], [17, 40], ["PA", None])["age"]["40-59"]
+    array([False,  True])
+
+    Args:
+        sexes, ages, views: of N images; None or anything else where unknown. Ages are in years.
+
     Returns:
         Grouping -> group -> mask_N, booleans; each image is in one group of each grouping.
     """
     values = {
-        "sex": [str(sex).strip().upper() for sex in predictions.sexes],
-        "age": [_age_band(age) for age in predictions.ages],
-        "view": [str(view).strip().upper() for view in predictions.views],
+        "sex": [str(sex).strip().upper() for sex in sexes],
+        "age": [_age_band(age) for age in ages],
+        "view": [str(view).strip().upper() for view in views],
     }
     masks = {}
     for grouping, groups in GROUPINGS.items():
@@ -137,14 +127,14 @@ def subgroups(
         targets_NL: 0 or 1.
         scores_NL: any finite score, higher = more likely.
         patients_N: integers or strings, equal for the images of one patient.
-        masks: group -> mask_N, booleans, as `group_codes` returns them; no image is in two.
+        masks: group -> mask_N, booleans, as `group_masks` returns them; no image is in two.
 
     Returns:
         Group -> its numbers. A difference is that of the group less that of the images of all others but `unknown`;
         z and p are NaN where its variance is zero.
 
     Raises:
-        ValueError: as `auc.macro`, or a mask is of another length, or groups overlap.
+        ValueError: as `macro`, or a mask is of another length, or groups overlap.
     """
     targets_NL, scores_NL = checked(targets_NL, scores_NL, num_axes=2)
     patients_N = patient_codes(patients_N, len(targets_NL))
@@ -154,76 +144,42 @@ def subgroups(
             raise ValueError(f"the mask of {group} has shape {mask_N.shape}, expected {patients_N.shape}")
     if (np.sum(list(masks.values()), axis=0) > 1).any():
         raise ValueError("an image is in two groups of one grouping")
-    return _groups(_sorted_columns(targets_NL, scores_NL, patients_N), patients_N, masks)
+    rankings = [rank(*columns) for columns in zip(targets_NL.T, scores_NL.T)]
+    return ranked_subgroups(rankings, patients_N, masks)
 
 
-def subgroup_table(predictions: Predictions) -> Dict[str, Any]:
-    """Return the groups of all groupings as auc.json holds them: None where undefined.
+def ranked_subgroups(
+    rankings: Sequence[Ranking], patients_N: np.ndarray, masks: Dict[str, np.ndarray]
+) -> Dict[str, Group]:
+    """Return what `subgroups` does, of findings that are ranked: once, for all groupings.
 
-    Holm's method counts each test once: with two groups, the one less the other is the other less the one.
-
-    Returns:
-        `method`, `min_patients`, `num_tests` and `num_macro_tests` that were adjusted together, and `groupings`, a
-        list of `grouping` and `groups`; of each group its sizes, `macro`, and a row for each finding.
+    Args:
+        rankings: of the L findings, by `ranking.rank`.
+        patients_N: codes 0 to P - 1.
+        masks: group -> mask_N, booleans.
     """
-    targets_NL, scores_NL = checked(predictions.targets_NL, predictions.scores_NL, num_axes=2)
-    patients_N = np.unique(np.asarray(predictions.patient_ids, dtype=str), return_inverse=True)[1]
-    columns = _sorted_columns(targets_NL, scores_NL, patients_N)
-    results = {grouping: _groups(columns, patients_N, masks) for grouping, masks in group_codes(predictions).items()}
-    tests = list(
-        dict.fromkeys((name, _tested_as(group, groups)) for name, groups in results.items() for group in groups)
-    )
-    p_TL = np.array([[row.difference.p for row in results[name][group].findings] for name, group in tests])
-    macro_p_T = np.array([results[name][group].macro_difference.p for name, group in tests])
-    adjusted = dict(zip(tests, zip(holm(p_TL.ravel()).reshape(p_TL.shape), holm(macro_p_T))))
-    groupings = []
-    for name, groups in results.items():
-        rows = [_row(group, result, *adjusted[name, _tested_as(group, groups)]) for group, result in groups.items()]
-        groupings.append({"grouping": name, "groups": rows})
-    num_tests = {"num_tests": _num_defined(p_TL), "num_macro_tests": _num_defined(macro_p_T)}
-    return {"method": METHOD, "min_patients": MIN_PATIENTS, **num_tests, "groupings": groupings}
-
-
-def _num_defined(numbers: np.ndarray) -> int:
-    return int((~np.isnan(numbers)).sum())
-
-
-def _tested_as(group: str, groups: Dict[str, Group]) -> str:
-    """Return the group whose tests are those of this one: of two that have images, the first; else the group."""
-    known = [name for name, result in groups.items() if name != UNKNOWN and result.num_images]
-    return known[0] if len(known) == 2 and group == known[1] else group
-
-
-def _sorted_columns(targets_NL: np.ndarray, scores_NL: np.ndarray, patients_N: np.ndarray) -> List[_Column]:
-    columns = []
-    for targets_N, scores_N in zip(targets_NL.T, scores_NL.T):
-        order_N = np.argsort(scores_N)
-        columns.append(_Column(order_N, targets_N[order_N], scores_N[order_N], patients_N[order_N]))
-    return columns
-
-
-def _groups(columns: List[_Column], patients_N: np.ndarray, masks: Dict[str, np.ndarray]) -> Dict[str, Group]:
-    """Return the numbers of each group; patients are codes 0 to P - 1."""
     num_patients = int(patients_N.max(initial=-1)) + 1
     known_N = np.any([mask_N for group, mask_N in masks.items() if group != UNKNOWN], axis=0)
     groups = {}
     for group, mask_N in masks.items():
         rest_N = known_N & ~mask_N & (group != UNKNOWN)
-        parts, rests = ([_part(column, part_N, num_patients) for column in columns] for part_N in (mask_N, rest_N))
+        parts, rests = (
+            [_part(ranking, patients_N, part_N, num_patients) for ranking in rankings] for part_N in (mask_N, rest_N)
+        )
         findings = tuple(_subgroup(part, rest) for part, rest in zip(parts, rests))
         sizes = int(mask_N.sum()), num_different(patients_N[mask_N])
         groups[group] = Group(*sizes, findings, mean_estimate(*_large(parts)), _macro_difference(parts, rests))
     return groups
 
 
-def _part(column: _Column, part_N: np.ndarray, num_patients: int) -> _Part:
-    part_N = part_N[column.order_N]
-    targets_N, patients_N = column.targets_N[part_N], column.patients_N[part_N]
+def _part(ranking: Ranking, patients_N: np.ndarray, part_N: np.ndarray, num_patients: int) -> _Part:
+    part_N = part_N[ranking.order_N]
+    targets_N, patients_N = ranking.targets_N[part_N], patients_N[ranking.order_N][part_N]
     num_positives, num_positive_patients = int(targets_N.sum()), num_different(patients_N[targets_N])
     if min(num_positive_patients, num_different(patients_N[~targets_N])) < MIN_PATIENTS:
         return _Part(num_positives, num_positive_patients, math.nan, None)
     return _Part(
-        num_positives, num_positive_patients, *influence(targets_N, column.scores_N[part_N], patients_N, num_patients)
+        num_positives, num_positive_patients, *influence(targets_N, ranking.scores_N[part_N], patients_N, num_patients)
     )
 
 
@@ -247,38 +203,3 @@ def _macro_difference(parts: Sequence[_Part], rests: Sequence[_Part]) -> Differe
         return NO_TEST
     variance = variance_of(np.mean(influences, axis=0) - np.mean(rest_influences, axis=0))
     return normal_test(float(np.mean(aucs) - np.mean(rest_aucs)), variance)
-
-
-def _row(group: str, result: Group, p_holm_L: np.ndarray, macro_p_holm: float) -> Dict[str, Any]:
-    """Return what auc.json holds of a group."""
-    findings = [
-        {
-            "finding": finding,
-            **_numbers(found.estimate, found.difference, p_holm),
-            "num_positives": found.num_positives,
-            "num_positive_patients": found.num_positive_patients,
-            "too_small": found.too_small,
-        }
-        for finding, found, p_holm in zip(FINDINGS, result.findings, p_holm_L)
-    ]
-    overall = _numbers(result.macro, result.macro_difference, macro_p_holm)
-    return {
-        "group": group,
-        "num_images": result.num_images,
-        "num_patients": result.num_patients,
-        "macro": {**overall, "num_findings": result.macro.num_findings},
-        "findings": findings,
-    }
-
-
-def _numbers(estimate: Estimate, difference: Difference, p_holm: float) -> Dict[str, Optional[float]]:
-    numbers = {
-        "auc": estimate.auc,
-        "low": estimate.low,
-        "high": estimate.high,
-        "difference": difference.difference,
-        "se": math.sqrt(difference.variance),
-        "p": difference.p,
-        "p_holm": p_holm,
-    }
-    return {name: None if math.isnan(number) else float(number) for name, number in numbers.items()}  # JSON has no NaN
