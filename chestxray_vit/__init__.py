@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from chestxray_vit.data.dataset import load_xrays
     from chestxray_vit.data.synthetic.release import draw_release
     from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
-    from chestxray_vit.metrics.roc_auc import auc as roc_auc
+    from chestxray_vit.metrics.roc_auc import roc_auc
     from chestxray_vit.models.vit import load_model
     from chestxray_vit.reporting.summary import build_report
 

@@ -240,7 +240,8 @@ def _write(
 
 def _predictions(rows: Any, targets_NL: Any, logits_NL: Any) -> Any:
     """Return the table of a split's targets and scores."""
-    from chestxray_vit.artifacts.predictions import Predictions, probabilities
+    from chestxray_vit.artifacts.predictions import Predictions
+    from chestxray_vit.metrics.probability import probabilities
 
     about = rows.remove_columns(["image", "labels"]).to_dict()
     return Predictions(

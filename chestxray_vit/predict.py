@@ -70,7 +70,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     writer.writerow(["file_name", *(f"score_{finding}" for finding in findings), *called])
     for path, scores_L in score_images(run, paths, unreadable):
         shown_L = scores_L if args.output else [f"{value:.4f}" for value in scores_L]
-        decided = [] if thresholds is None else [SEPARATOR.join(decide(scores_L, thresholds, args.rule))]
+        decided = [] if thresholds is None else [SEPARATOR.join(decide(scores_L, findings, thresholds, args.rule))]
         name = path.as_posix().encode("utf-8", "backslashreplace").decode()  # a name may hold bytes of no text
         writer.writerow([name, *shown_L, *decided])
     if args.output:

@@ -4,42 +4,44 @@ They are chosen on validation predictions; thresholds.json says on which file.""
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional, Sequence
 
 import numpy as np
 
 from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.errors import InputError, Problems
-from chestxray_vit.labels import FINDINGS
 from chestxray_vit.metrics.operating_points import (
     RULE_NAMES,
     RULES,
     OperatingPoint,
     Table,
     at_prevalence,
-    choose_all,
-    measure_all,
+    choose_each,
+    measure_codes,
 )
+from chestxray_vit.metrics.ranking import patient_codes
 from chestxray_vit.storage.atomic import PathLike, sha256
-from chestxray_vit.storage.json_files import write_json
+from chestxray_vit.storage.json_files import none_for_nan, read_json, write_json
+from chestxray_vit.storage.json_schema import MISSING, UNKNOWN, Mismatch, mismatches, object_of
 
 FILE = "thresholds.json"
 CALL = "score >= threshold"
 INTERVAL = "95 % Wilson intervals on the effective number of images, by patient (Rao and Scott 1992)"
 MOST_BYTES = 2**16  # of a thresholds.json; ours take 4 kB
 REMEDY = "Give a thresholds.json as chestxray_vit.evaluate writes it."
-CHOSEN_ON = {"file_name": "a text", "sha256": "64 hex digits", "num_images": "a count", "num_patients": "a count"}
-IS: Dict[str, Callable[[Any], bool]] = {
-    "a text": lambda value: isinstance(value, str),
-    "64 hex digits": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
-    "a count": lambda value: type(value) is int and value >= 0,  # True is an instance of int
-    "a number in [0, 1] or null": lambda value: value is None or (type(value) in (int, float) and 0 <= value <= 1),
-    "an object": lambda value: isinstance(value, dict),
+TEXT = {"type": "string", "title": "a text"}
+DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$", "title": "64 hex digits"}
+COUNT = {"type": "integer", "minimum": 0, "title": "a count"}
+THRESHOLD = {"type": ["number", "null"], "minimum": 0, "maximum": 1, "title": "a number in [0, 1] or null"}
+ROW = {**object_of(dict.fromkeys(RULE_NAMES, THRESHOLD), closed=True), "title": "an object"}
+SCHEMA = {
+    "chosen_on": object_of(
+        {"file_name": TEXT, "sha256": DIGEST, "num_images": COUNT, "num_patients": COUNT}, closed=True
+    ),
+    "call_positive_if": {"const": CALL},
+    "rules": object_of(dict.fromkeys(RULE_NAMES, TEXT), closed=True),
 }
 
 
@@ -83,23 +85,61 @@ def write_thresholds(path: PathLike, predictions: Predictions, source: PathLike)
     return Thresholds(chosen_on, table)
 
 
-def read_thresholds(path: PathLike) -> Thresholds:
+def choose_all(predictions: Predictions) -> Table:
+    """Return the thresholds of each finding and rule, in [0, 1]; None where undefined, or above 1."""
+    table: Table = {}
+    for finding, targets_N, scores_N in predictions.columns():
+        chosen = choose_each(targets_N, scores_N)
+        table[finding] = {name: threshold if threshold <= 1 else None for name, threshold in chosen.items()}
+    return table
+
+
+def measure_all(predictions: Predictions, table: Table) -> Dict[str, Dict[str, Optional[OperatingPoint]]]:
+    """Return the operating point of each threshold of a table, by finding and rule; None where it has none."""
+    patients_N = patient_codes(np.asarray(predictions.patient_ids, dtype=str), len(predictions.file_names))
+    points: Dict[str, Dict[str, Optional[OperatingPoint]]] = {}
+    for finding, targets_N, scores_N in predictions.columns():
+        points[finding] = {
+            name: None if threshold is None else measure_codes(targets_N == 1, scores_N, threshold, patients_N)
+            for name, threshold in table[finding].items()
+        }
+    return points
+
+
+def read_thresholds(path: PathLike, names: Optional[Sequence[str]] = None) -> Thresholds:
     """Read thresholds.json, bit for bit as it was written.
+
+    Args:
+        path: of the file.
+        names: of the findings that it must be of, in any order; None takes those of the file.
+
+    Returns:
+        The thresholds, in the order of `names`.
 
     Raises:
         InputError: the file is not there, or holds something else; all problems at once.
     """
-    content, problems = _read_json(path), Problems(str(path))
-    call = content.get("call_positive_if")
-    if call != CALL:
-        problems.add("call_positive_if is another", f"{_shown(call)}, expected {_shown(CALL)}", REMEDY)
-    _entries(content, "rules", dict.fromkeys(RULE_NAMES, "a text"), problems)
-    chosen_on = _entries(content, "chosen_on", CHOSEN_ON, problems)
-    rows = _entries(content, "thresholds", dict.fromkeys(FINDINGS, "an object"), problems)
-    kinds = dict.fromkeys(RULE_NAMES, "a number in [0, 1] or null")
-    table = {finding: _entries(rows, finding, kinds, problems) for finding, row in rows.items() if IS["an object"](row)}
+    content = read_json(path, REMEDY, MOST_BYTES, allow_nan=True)
+    rows = object_of(dict.fromkeys(names or (), ROW), closed=names is not None)
+    if names is None:
+        rows["additionalProperties"] = ROW
+    problems = Problems(str(path))
+    for mismatch in mismatches(content, object_of({**SCHEMA, "thresholds": rows})):
+        _note(mismatch, problems)
     problems.raise_if_any()
-    return Thresholds(ChosenOn(**chosen_on), table)
+    table = {name: content["thresholds"][name] for name in names or content["thresholds"]}
+    ordered = {finding: {rule: row[rule] for rule in RULE_NAMES} for finding, row in table.items()}
+    return Thresholds(ChosenOn(**content["chosen_on"]), ordered)
+
+
+def _note(mismatch: Mismatch, problems: Problems) -> None:
+    where = ".".join(map(str, mismatch.path))
+    if mismatch.kind == MISSING:
+        problems.add("an entry is missing", where, REMEDY)
+    elif mismatch.kind == UNKNOWN:
+        problems.add("an unknown entry", where, f"Expected {mismatch.expected}.")
+    else:
+        problems.add(f"an entry is not {mismatch.expected}", f"{where}: {mismatch.found}", REMEDY)
 
 
 def operating_table(
@@ -122,10 +162,10 @@ def operating_table(
         "findings": [
             {
                 "finding": finding,
-                "chosen_on_positive_patients": len(set(patients_N[validation.targets_NL[:, place] == 1])),
+                "chosen_on_positive_patients": len(set(patients_N[validation.targets_NL[:, index] == 1])),
                 "points": {name: _as_json(point, prevalence) for name, point in points[finding].items()},
             }
-            for place, finding in enumerate(FINDINGS)
+            for index, finding in enumerate(points)
         ],
     }
 
@@ -137,62 +177,4 @@ def _as_json(point: Optional[OperatingPoint], prevalence: Optional[float]) -> Op
     if prevalence is not None:
         ppv, npv = at_prevalence(point.sensitivity.value, point.specificity.value, prevalence)
         content.update(ppv_at=ppv, npv_at=npv)
-    return _without_nan(content)
-
-
-def _without_nan(content: Dict[str, Any]) -> Dict[str, Any]:
-    return {
-        name: _without_nan(value)
-        if isinstance(value, dict)
-        else None
-        if isinstance(value, float) and math.isnan(value)
-        else value
-        for name, value in content.items()
-    }
-
-
-def _read_json(path: PathLike) -> Dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-        content = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_once)
-    except FileNotFoundError as err:
-        raise InputError(f"{path}: there is no such file. {REMEDY}") from err
-    except (OSError, ValueError, RecursionError) as err:
-        raise InputError(f"{path}: cannot be read as JSON in UTF-8: {err}. {REMEDY}") from err
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected an object, found {_shown(content)}. {REMEDY}")
-    return content
-
-
-def _once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):  # the last of equal names would win in silence
-        raise ValueError("a name stands twice in one object")
-    return content
-
-
-def _entries(content: Dict[str, Any], name: str, kinds: Dict[str, str], problems: Problems) -> Dict[str, Any]:
-    """Return the entries of content[name] in the order of `kinds`; note what is missing, unknown or of another kind."""
-    entries = content.get(name)
-    if not isinstance(entries, dict):
-        problems.add("an entry is missing or not an object", name, REMEDY)
-        return {}
-    for entry in [entry for entry in kinds if entry not in entries]:
-        problems.add("an entry is missing", f"{name}: {entry}", REMEDY)
-    for entry, value in entries.items():
-        if entry not in kinds:
-            problems.add("an unknown entry", f"{name}: {_shown(entry)}", f"Known of the last: {', '.join(kinds)}.")
-        elif not IS[kinds[entry]](value):
-            problems.add(f"an entry is not {kinds[entry]}", f"{name}, {entry}: {_shown(value)}", REMEDY)
-    return {entry: entries[entry] for entry in kinds if entry in entries}
-
-
-def _shown(value: Any) -> str:
-    """Return a value as short JSON; a list or an object only as such."""
-    if isinstance(value, (dict, list)):
-        return "an object" if isinstance(value, dict) else "a list"
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return none_for_nan(content)

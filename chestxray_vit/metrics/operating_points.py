@@ -152,12 +152,12 @@ def decide(scores_L: Sequence[float], names: Sequence[str], table: Table, rule_n
     Raises:
         ValueError: there is not one finite score a name, or there is no such rule.
     """
-    scores_L = np.asarray(scores_L, dtype=np.float64)
-    if scores_L.shape != (len(names),) or not np.isfinite(scores_L).all():
-        raise ValueError(f"expected {len(names)} finite scores, found {scores_L.tolist()}")
+    values_L = np.asarray(scores_L, dtype=np.float64)
+    if values_L.shape != (len(names),) or not np.isfinite(values_L).all():
+        raise ValueError(f"expected {len(names)} finite scores, found {values_L.tolist()}")
     if rule_name not in RULE_NAMES:
         raise ValueError(f"unknown rule {rule_name!r}. Known: {', '.join(RULE_NAMES)}")
-    rows = zip(names, scores_L, [table[name][rule_name] for name in names])
+    rows = zip(names, values_L, [table[name][rule_name] for name in names])
     return [name for name, score, threshold in rows if threshold is not None and score >= threshold]
 
 
@@ -205,7 +205,7 @@ def _on_curve(scores_S: np.ndarray, true_positives_S: np.ndarray, false_positive
 
 def _least(rule: Rule, total: int) -> int:
     """Return the smallest count that reaches the rule's share, which is the decimal as written: 0.9 is 9/10."""
-    return math.ceil(Fraction(str(float(rule.at_least))) * total)
+    return math.ceil(Fraction(str(float(rule.at_least or 0))) * total)
 
 
 def measure_codes(
@@ -217,9 +217,11 @@ def measure_codes(
     num_patients = int(codes_N.max(initial=-1)) + 1
     cells_N = (2 * is_positive_N + (scores_N >= threshold)) * num_patients + codes_N
     tn_P, fp_P, fn_P, tp_P = np.bincount(cells_N, minlength=4 * num_patients).reshape(4, num_patients)
-    counts = [int(counts_P.sum()) for counts_P in (tp_P, fp_P, fn_P, tn_P)]
+    tp, fp, fn, tn = (int(counts_P.sum()) for counts_P in (tp_P, fp_P, fn_P, tn_P))
     sensitivity, specificity = _rate(tp_P, fn_P), _rate(tn_P, fp_P)
-    return OperatingPoint(float(threshold), *counts, sensitivity, specificity, _rate(tp_P, fp_P), _rate(tn_P, fn_P))
+    return OperatingPoint(
+        float(threshold), tp, fp, fn, tn, sensitivity, specificity, _rate(tp_P, fp_P), _rate(tn_P, fn_P)
+    )
 
 
 def _rate(counts_P: np.ndarray, others_P: np.ndarray) -> Rate:

@@ -185,8 +185,8 @@ def _part(ranking: Ranking, patients_N: np.ndarray, part_N: np.ndarray, num_pati
 
 def _large(parts: Sequence[_Part]) -> Tuple[List[float], List[np.ndarray]]:
     """Return the AUCs and influences of the findings that are large enough."""
-    large = [part for part in parts if part.influence_4P is not None]
-    return [part.auc for part in large], [part.influence_4P for part in large]
+    large = [(part.auc, part.influence_4P) for part in parts if part.influence_4P is not None]
+    return [auc for auc, _ in large], [influence_4P for _, influence_4P in large]
 
 
 def _subgroup(part: _Part, rest: _Part) -> Subgroup:

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from chestxray_vit.artifacts.predictions import probabilities
 from chestxray_vit.errors import InputError, explain_out_of_memory
 from chestxray_vit.images.decode import read_grey
 from chestxray_vit.images.preprocess import Preprocess
 from chestxray_vit.labels import LabelSet
+from chestxray_vit.metrics.probability import probabilities
 from chestxray_vit.models.device import pick_device
 from chestxray_vit.models.label_config import label_set_of
 from chestxray_vit.models.vit import load_model

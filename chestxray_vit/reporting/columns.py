@@ -7,12 +7,12 @@ from typing import Any, Dict, Tuple
 
 from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.errors import InputError
-from chestxray_vit.labels import FINDINGS, LabelSet
+from chestxray_vit.labels import LabelSet
 
 
 def label_set_of(predictions: Predictions) -> LabelSet:
     """Return the label set of predictions."""
-    return getattr(predictions, "label_set", LabelSet.of_names(FINDINGS))
+    return predictions.label_set
 
 
 def findings_of(predictions: Predictions) -> Tuple[str, ...]:

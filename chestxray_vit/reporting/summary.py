@@ -13,14 +13,14 @@ from chestxray_vit import __version__
 from chestxray_vit.artifacts.evaluation import Source
 from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.artifacts.thresholds import operating_table
-from chestxray_vit.metrics.calibration import calibration_table
-from chestxray_vit.metrics.subgroups import subgroup_table
 from chestxray_vit.reporting.columns import findings_only, label_set_of, with_columns_of
 from chestxray_vit.reporting.published_aucs import caution, published_aucs
 from chestxray_vit.reporting.schema import SCHEMA_VERSION
 from chestxray_vit.reporting.sections.auc_table import INTERVALS, auc_table
+from chestxray_vit.reporting.sections.calibration import calibration_table
 from chestxray_vit.reporting.sections.comparison import comparison
 from chestxray_vit.reporting.sections.curves import curves, mistakes
+from chestxray_vit.reporting.sections.subgroups import subgroup_table
 
 
 @dataclass(frozen=True, eq=False)  # predictions hold arrays, which have no single truth value

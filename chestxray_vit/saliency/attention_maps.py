@@ -13,8 +13,8 @@ from typing import Any, Iterator, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
-from chestxray_vit.artifacts.predictions import probabilities
 from chestxray_vit.errors import InputError
+from chestxray_vit.metrics.probability import probabilities
 from chestxray_vit.models.label_config import label_set_of
 from chestxray_vit.saliency.localisation import METHODS
 

@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from chestxray_vit.errors import InputError
-from chestxray_vit.metrics.operating_points import wilson
+from chestxray_vit.metrics.intervals import wilson
 from chestxray_vit.reporting.render.tables import aligned
 from chestxray_vit.storage.atomic import PathLike
 from chestxray_vit.storage.json_files import read_json

@@ -11,8 +11,9 @@ import numpy as np
 
 from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.metrics.bootstrap import bootstrap, finding_intervals, macro_interval
+from chestxray_vit.metrics.intervals import Estimate, Macro, logit_interval
 from chestxray_vit.metrics.ranking import average_precision
-from chestxray_vit.metrics.roc_auc import Estimate, Macro, logit_interval, macro, obuchowski
+from chestxray_vit.metrics.roc_auc import macro, obuchowski
 from chestxray_vit.reporting.columns import findings_of
 from chestxray_vit.storage.json_files import none_for_nan
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.errors import Problems
-from chestxray_vit.metrics.roc_auc import Difference, auc, compare, compare_macro, holm, macro
+from chestxray_vit.metrics.intervals import Difference, holm
+from chestxray_vit.metrics.roc_auc import compare, compare_macro, macro, roc_auc
 from chestxray_vit.reporting.columns import findings_of
 from chestxray_vit.storage.json_files import none_for_nan
 
@@ -39,7 +40,7 @@ def comparison(a: Predictions, b: Predictions) -> Dict[str, Any]:
     patients_N = np.asarray(a.patient_ids, dtype=str)
     rows, columns = [], zip(findings, targets_NL.T, scores_a_NL.T, scores_b_NL.T)
     for finding, targets_N, scores_a_N, scores_b_N in columns:
-        aucs = auc(targets_N, scores_a_N), auc(targets_N, scores_b_N)
+        aucs = roc_auc(targets_N, scores_a_N), roc_auc(targets_N, scores_b_N)
         rows.append({"finding": finding, **_difference(*aucs, compare(targets_N, scores_a_N, scores_b_N, patients_N))})
     adjusted = holm([math.nan if row["p"] is None else row["p"] for row in rows])
     for row, p in zip(rows, adjusted):
