@@ -13,7 +13,7 @@ from typing import Any, Iterator, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from chestxray_vit.artifacts.predictions_rows import ABOUT, REMEDY, columns_of, read_rows
+from chestxray_vit.artifacts.predictions_rows import REMEDY, header_of, read_rows
 from chestxray_vit.errors import InputError, Problems
 from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
 from chestxray_vit.metrics.probability import probabilities
@@ -64,7 +64,7 @@ class Predictions:
         if not ((self.targets_NL == 0) | (self.targets_NL == 1)).all():
             raise ValueError("targets_NL must be 0 or 1")
         if not ((self.scores_NL >= 0) & (self.scores_NL <= 1)).all():
-            raise ValueError("scores_NL must be in [0, 1]; metrics.probability makes such of logits")
+            raise ValueError("scores_NL must be in [0, 1]; `probabilities` makes such of logits")
 
     def columns(self) -> Iterator[Tuple[str, np.ndarray, np.ndarray]]:
         """Give the name, the targets_N and the scores_N of each label."""
@@ -100,7 +100,6 @@ def predictions_of(
 
 def write_predictions(path: PathLike, predictions: Predictions) -> None:
     """Write predictions.csv, whole or not at all; `read_predictions` gives back every digit."""
-    names = predictions.label_set.names
     columns = (predictions.file_names, predictions.patient_ids, predictions.ages, predictions.sexes, predictions.views)
     texts = (predictions.file_names, predictions.patient_ids, predictions.sexes, predictions.views)
     # a carriage return that is not quoted ends the line, and `csv` quotes it only with all other texts
@@ -109,7 +108,7 @@ def write_predictions(path: PathLike, predictions: Predictions) -> None:
     scores = np.asarray(predictions.scores_NL, dtype=np.float64).tolist()
     with atomic_write(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC if breaks else csv.QUOTE_MINIMAL)
-        writer.writerow([*ABOUT, *columns_of("target", names), *columns_of("score", names)])
+        writer.writerow(header_of(predictions.label_set.names))
         for *about, target_L, score_L in zip(*columns, targets, scores):
             writer.writerow([*about, *target_L, *score_L])  # csv writes a float by repr: all its digits
 

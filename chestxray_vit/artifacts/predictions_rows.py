@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import numpy as np
 
 from chestxray_vit.errors import Problems, shortened, visible
-from chestxray_vit.labels import LabelSet
+from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,11 @@ REMEDY = "Give a predictions.csv as chestxray_vit.evaluate writes it."
 def columns_of(kind: str, names: Sequence[str]) -> List[str]:
     """Return the names of the columns of targets or of scores."""
     return [f"{kind}_{name}" for name in names]
+
+
+def header_of(names: Sequence[str]) -> List[str]:
+    """Return the header of a table whose labels have these names."""
+    return [*ABOUT, *columns_of("target", names), *columns_of("score", names)]
 
 
 def read_rows(rows: Any, problems: Problems) -> Dict[str, Any]:
@@ -139,12 +144,14 @@ def _names_of(kind: str, header: Sequence[str]) -> List[str]:
 
 
 def _read_header(header: List[str], problems: Problems) -> List[str]:
-    """Return the labels, in the order of their targets; note what is missing or there twice."""
+    """Return the labels, in NIH's order where they are NIH's, else in that of their targets; note what is wrong."""
     if not header:
         problems.add("the file is empty", "expected a header and a row an image", REMEDY)
         problems.raise_if_any()
-    names = list(dict.fromkeys([*_names_of("target", header), *_names_of("score", header)]))
-    columns = [*ABOUT, *columns_of("target", names), *columns_of("score", names)]
+    found = list(dict.fromkeys([*_names_of("target", header), *_names_of("score", header)]))
+    known = (NIH_CHESTXRAY14.names, NIH_CHESTXRAY14.with_negative_column().names)
+    names = next((list(names) for names in known if set(names) == set(found)), found)
+    columns = header_of(names)
     if not names:
         columns += ["target_<label>", "score_<label>"]
     for column in columns:

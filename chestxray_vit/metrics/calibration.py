@@ -177,7 +177,7 @@ def slope_and_intercept(targets_N: ArrayLike, probabilities_N: ArrayLike) -> Tup
 
     >>> slope, intercept = slope_and_intercept([0, 0, 1, 0, 1, 1], [0.1, 0.3, 0.4, 0.6, 0.7, 0.8])
     >>> round(slope, 4), round(intercept, 4)
-    (0, 0)
+    (1.6175, 0.0771)
 
     By maximum likelihood. Slope 1 and intercept 0 are right; a slope below 1 says that scores are too far apart.
 
@@ -231,7 +231,7 @@ def fit_platt(targets_N: ArrayLike, probabilities_N: ArrayLike) -> Optional[Plat
     """Fit on validation predictions; None where `slope_and_intercept` is undefined. The slope may be negative.
 
     >>> round(fit_platt([0, 0, 1, 0, 1, 1], [0.1, 0.3, 0.4, 0.6, 0.7, 0.8]).slope, 4)
-    0
+    1.6175
     """
     slope, intercept = slope_and_intercept(targets_N, probabilities_N)
     return None if math.isnan(slope) else Platt(slope, intercept)
@@ -241,7 +241,7 @@ def fit_temperature(targets_N: ArrayLike, probabilities_N: ArrayLike) -> Optiona
     """Fit on validation predictions, by maximum likelihood.
 
     >>> round(fit_temperature([0, 0, 1, 0, 1, 1], [0.1, 0.3, 0.4, 0.6, 0.7, 0.8]).temperature, 4)
-    0
+    0.616
 
     Args:
         targets_N: 0 or 1.

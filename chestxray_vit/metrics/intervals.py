@@ -167,7 +167,7 @@ def logit_interval(estimate: Estimate) -> Tuple[float, float]:
 
     >>> low, high = logit_interval(Estimate(0.9, 0.0025, 0.802, 0.998))
     >>> round(low, 4), round(high, 4)
-    (0.7517, 0.964)
+    (0.7518, 0.9639)
 
     The logit of the AUC has variance / (AUC (1 - AUC))^2, by the delta method.
 

@@ -32,7 +32,7 @@ def auc_of_test_list(scratch: Path, num_rows: int) -> List[Result]:
     """The 14 AUCs of a test list of NIH's size and prevalence; and their variance by patient."""
     from sklearn.metrics import roc_auc_score
 
-    from chestxray_vit.metrics.roc_auc import auc, obuchowski
+    from chestxray_vit.metrics.roc_auc import obuchowski, roc_auc
 
     num_images = max(200, TEST_IMAGES * num_rows // FULL)
     rng = np.random.default_rng(1337)
@@ -45,7 +45,7 @@ def auc_of_test_list(scratch: Path, num_rows: int) -> List[Result]:
         return [roc_auc_score(targets_N, scores_N) for targets_N, scores_N in zip(targets_LN, scores_LN)]
 
     def package() -> List[float]:
-        return [auc(targets_N, scores_N) for targets_N, scores_N in zip(targets_LN, scores_LN)]
+        return [roc_auc(targets_N, scores_N) for targets_N, scores_N in zip(targets_LN, scores_LN)]
 
     def by_patient() -> None:
         for targets_N, scores_N in zip(targets_LN, scores_LN):

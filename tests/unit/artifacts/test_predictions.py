@@ -9,12 +9,16 @@ import sys
 import numpy as np
 import pytest
 
-from chestxray_vit.artifacts.predictions import COLUMNS, Predictions, probabilities, read_predictions, write_predictions
+from chestxray_vit.artifacts.predictions import Predictions, predictions_of, read_predictions, write_predictions
+from chestxray_vit.artifacts.predictions_rows import header_of
 from chestxray_vit.errors import InputError
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import FINDINGS, NIH_CHESTXRAY14, LabelSet
+from chestxray_vit.metrics.probability import probabilities
+
+COLUMNS = tuple(header_of(NIH_CHESTXRAY14.names))
 
 
-def drawn(num_images=5, seed=0):
+def random_predictions(num_images=5, seed=0):
     random = np.random.default_rng(seed)
     return Predictions(
         file_names=[f"images/{image:08d}_000.png" for image in range(num_images)],
@@ -41,7 +45,7 @@ def path(tmp_path):
 
 def write_lines(path, change=lambda cells: None, line=2, num_images=3):
     """Write a good file, then let `change` edit the cells of one line (the header is line 1)."""
-    write_predictions(path, drawn(num_images))
+    write_predictions(path, random_predictions(num_images))
     lines = [text.split(",") for text in path.read_text().splitlines()]
     change(lines[line - 1])
     path.write_text("\n".join(map(",".join, lines)) + "\n")
@@ -54,61 +58,10 @@ def cell(column, value):
     return change
 
 
-# probabilities
-
-
-def test_probabilities_are_sigmoids():
-    logits_NL = np.array([[0.0, 2.0, -2.0], [1.0, 1.0, 1.0]], dtype=np.float32)
-    expected = [[0.5, 0.8807970779778823, 0.1192029220221176], [0.7310585786300049] * 3]  # 1 / (1 + exp(-logit))
-    np.testing.assert_allclose(probabilities(logits_NL), expected, rtol=1e-15)
-
-
-@pytest.mark.parametrize(
-    "logits",
-    [
-        [40, 41],
-        [24, 24.000002],
-        [30, 36, 36.5, 37, 40, 1e30, 3e38],
-        [-1e30, -800, -745.2, -745.1, -104, -103, 0],
-        [-3e38, -1e38, 1e38, 3e38],
-        np.nextafter(np.full(200, 50, np.float32), 51).cumsum(),
-    ],
-)
-def test_probabilities_keep_the_order_where_a_sigmoid_ties(logits):
-    logits_N = np.array(logits, dtype=np.float32)
-    rising = probabilities(logits_N[:, None])[:, 0]
-    assert (np.diff(rising) > 0).all()
-    assert rising.min() >= 0
-    assert rising.max() <= 1
-    twice = probabilities(np.append(logits_N, logits_N)[:, None])[:, 0]
-    np.testing.assert_array_equal(twice, np.append(rising, rising))  # equal logits stay equal
-
-
 def test_saturated_sigmoids_step_down_from_the_top():
     scores_N = probabilities(np.array([[40], [41], [42], [41]], dtype=np.float32))[:, 0]
     below = np.nextafter(1.0, 0)
     assert scores_N.tolist() == [np.nextafter(below, 0), below, 1.0, below]
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_probabilities_rank_as_random_extreme_logits_do(dtype):
-    random = np.random.default_rng(7)
-    scale_NL = 10.0 ** random.uniform(-8, 4, (2000, 3))
-    logits_NL = np.round(random.normal(size=(2000, 3)), 2) * scale_NL
-    logits_NL[::7] = logits_NL[0]  # ties
-    logits_NL = logits_NL.astype(dtype)
-    scores_NL = probabilities(logits_NL)
-    assert scores_NL.dtype == np.float64
-    for logits_N, scores_N in zip(logits_NL.astype(np.float32).T, scores_NL.T):
-        ranks, expected = (np.unique(values, return_inverse=True)[1] for values in (scores_N, logits_N))
-        np.testing.assert_array_equal(ranks, expected)
-    exact = 1 / (1 + np.exp(-np.clip(logits_NL.astype(np.float32).astype(float), -700, 700)))
-    np.testing.assert_allclose(scores_NL, exact, rtol=1e-11, atol=1e-300)
-
-
-def test_probabilities_refuse_diverged_logits():
-    with pytest.raises(InputError, match="1 of 2 logits are NaN or infinite: training diverged"):
-        probabilities([[0.0], [np.nan]])
 
 
 # The CSV
@@ -117,7 +70,7 @@ def test_probabilities_refuse_diverged_logits():
 def test_round_trip_is_exact(path):
     scores_NL = np.random.default_rng(1).random((5, 14))
     scores_NL[0, :5] = [0.0, 1.0, 5e-324, np.nextafter(1, 0), 0.1 + 0.2]
-    predictions = drawn()
+    predictions = random_predictions()
     predictions = Predictions(
         ["a.png", "b,c.png", 'd"e.png', "f\ng.png", "é 日本.png"],
         ["1", "00001", "A-7", "x, y", "Ü"],
@@ -132,22 +85,22 @@ def test_round_trip_is_exact(path):
 
 
 def test_file_has_the_documented_columns(path):
-    write_predictions(path, drawn(2))
+    write_predictions(path, random_predictions(2))
     header, first, second = path.read_text().splitlines()
     targets, scores = (",".join(f"{kind}_{finding}" for finding in FINDINGS) for kind in ("target", "score"))
     assert header == f"file_name,patient_id,age,sex,view,{targets},{scores}"
     assert first.startswith("images/00000000_000.png,0,40,F,PA,1,1,1,0,0,0,0,")
     assert second.startswith("images/00000001_000.png,0,,M,PA,")
-    assert second.endswith(f",{float(drawn(2).scores_NL[1, 13])!r}")
+    assert second.endswith(f",{float(random_predictions(2).scores_NL[1, 13])!r}")
 
 
 def test_columns_may_come_in_any_order_with_further_ones(path, caplog):
-    write_predictions(path, drawn())
+    write_predictions(path, random_predictions())
     rows = [line.split(",") for line in path.read_text().splitlines()]
     rows = [[*reversed(row), "note" if row is rows[0] else "seen"] for row in rows]
     path.write_text("\ufeff" + "\r\n".join(map(",".join, rows)) + "\r\n\r\n", encoding="utf-8")  # as Excel writes
     with caplog.at_level(logging.INFO):
-        assert_equal(read_predictions(path), drawn())
+        assert_equal(read_predictions(path), random_predictions())
     assert "1 further columns are ignored: note" in caplog.text
 
 
@@ -159,9 +112,9 @@ def test_other_tools_may_write_targets_and_ages_as_floats(path):
 
 
 def test_a_failed_write_leaves_the_earlier_file(path):
-    write_predictions(path, drawn())
+    write_predictions(path, random_predictions())
     before = path.read_bytes()
-    broken = drawn()
+    broken = random_predictions()
     object.__setattr__(broken, "file_names", ["a.png", *"bcd", "\ud800"])  # a lone surrogate has no UTF-8
     with pytest.raises(UnicodeEncodeError):
         write_predictions(path, broken)
@@ -213,7 +166,7 @@ def test_wrong_headers_are_refused(path, change, message):
 
 
 def test_all_problems_come_at_once_with_counts(path):
-    write_predictions(path, drawn(6))
+    write_predictions(path, random_predictions(6))
     text = path.read_text().replace(",0.", ",3.", 5).replace("PA,1", "PA,7", 1).replace("00005_000", "00004_000")
     path.write_text(text)
     with pytest.raises(InputError) as error:
@@ -232,7 +185,7 @@ def test_all_problems_come_at_once_with_counts(path):
         (",".join(COLUMNS).encode(), "no image: found a header and no row"),
         (
             b"file_name;patient_id\n",
-            "a column is missing from line 1 .33 times; the first 3: file_name; patient_id; age",
+            "a column is missing from line 1 .7 times; the first 3: file_name; patient_id; age",
         ),
         ("file_name".encode("utf-16"), "cannot be read as a CSV in UTF-8"),
     ],
@@ -264,7 +217,7 @@ def test_no_file_is_refused(path):
 )
 def test_a_table_that_no_file_would_hold_is_not_made(field, value, message):
     with pytest.raises(ValueError, match=message):
-        Predictions(**{**vars(drawn()), field: value})
+        Predictions(**{**vars(random_predictions()), field: value})
 
 
 def test_200_000_rows_take_less_than_1_gb(path):
@@ -283,3 +236,56 @@ def test_200_000_rows_take_less_than_1_gb(path):
     num_images, kilobytes = map(int, answer.split())
     assert num_images == 200_000
     assert 50_000 < kilobytes < 1_000_000
+
+
+# Other label sets
+
+THREE = LabelSet("3 labels", ("Fracture", "Airspace opacity", "a,b"))
+
+
+def table_of_three(tmp_path, header=None):
+    path = tmp_path / "three.csv"
+    random = np.random.default_rng(0)
+    predictions = Predictions(
+        ["a.png", "b.png"], ["1", "2"], [30, None], ["F", ""], ["PA", "AP"], np.eye(2, 3), random.random((2, 3)), THREE
+    )
+    write_predictions(path, predictions)
+    if header:
+        text = path.read_text()
+        path.write_text(header(text.splitlines()[0]) + text[text.index("\n") :])
+    return path, predictions
+
+
+def test_the_header_carries_the_labels(tmp_path):
+    path, predictions = table_of_three(tmp_path)
+    read = read_predictions(path)
+    assert read.label_set == THREE
+    assert [name for name, _, _ in read.columns()] == list(THREE.names)
+    np.testing.assert_array_equal(read.scores_NL, predictions.scores_NL)
+    np.testing.assert_array_equal(read.targets_NL, predictions.targets_NL)
+
+
+@pytest.mark.parametrize("missing", ["target_Fracture", "score_Fracture"])
+def test_a_label_needs_its_target_and_its_score(tmp_path, missing):
+    path, _ = table_of_three(tmp_path, lambda header: header.replace(missing, "unused"))
+    with pytest.raises(InputError, match=f"a column is missing from line 1: {missing}[.] Found file_name"):
+        read_predictions(path)
+
+
+def test_one_label_is_read(tmp_path):
+    path = tmp_path / "one.csv"
+    path.write_text("file_name,patient_id,age,sex,view,target_Mass,score_Mass\na.png,1,,,,1,0.5\nb.png,2,,,,0,0.25\n")
+    read = read_predictions(path)
+    assert read.label_set.names == ("Mass",)
+    assert read.targets_NL.tolist() == [[1], [0]]
+    assert read.scores_NL.tolist() == [[0.5], [0.25]]
+
+
+def test_predictions_of_rows_leave_out_the_negative():
+    rows = {"file_name": ["a.png", "b.png"], "patient_id": ["1", 2], "age": [3, None], "sex": ["F", None]}
+    labels = LabelSet("two", ("Mass", "None"), negative="None")
+    found = predictions_of({**rows, "view": [None, "PA"]}, np.array([[1.0, 0], [0, 1]]), np.zeros((2, 2)), labels)
+    assert (found.label_set.names, found.label_set.negative) == (("Mass",), "None")
+    assert (found.patient_ids, found.sexes, found.views) == (["1", "2"], ["F", ""], ["", "PA"])
+    assert found.targets_NL.tolist() == [[1], [0]]
+    assert found.scores_NL.tolist() == [[0.5], [0.5]]

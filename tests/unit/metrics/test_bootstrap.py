@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 from chestxray_vit.metrics import bootstrap as module
 from chestxray_vit.metrics.bootstrap import Bootstrap, bootstrap, finding_intervals, macro_interval
-from chestxray_vit.metrics.roc_auc import auc, macro, obuchowski
-from tests.unit.metrics.test_roc_auc import clustered
+from chestxray_vit.metrics.roc_auc import macro, obuchowski, roc_auc
+from tests.helpers.statistics import clustered
 
 NAN = math.nan
 
@@ -62,7 +62,7 @@ def test_auc_of_equal_weights_is_the_auc(decimals):
     targets_NL, scores_NL, patients_N = clustered(3)
     targets_N, scores_N = targets_NL[:, 0], np.round(scores_NL[:, 0], decimals)
     values = weighted(targets_N, scores_N, patients_N, np.full((25, 3), (1, 2, 7)))
-    assert values.tolist() == [auc(targets_N, scores_N)] * 3
+    assert values.tolist() == [roc_auc(targets_N, scores_N)] * 3
 
 
 @pytest.mark.parametrize("decimals", [0, 1, 9])
@@ -75,7 +75,7 @@ def test_replicates_equal_scikit_learn_on_the_drawn_rows(decimals):
     slow_RL = slow_bootstrap(targets_NL, scores_NL, patients_N, replicates=101, seed=5)  # one more than go at once
     assert 0 < np.isnan(slow_RL).sum() < 50
     np.testing.assert_allclose(result.aucs_RL, slow_RL, rtol=0, atol=1e-12)
-    assert result.aucs_L.tolist() == [auc(*columns) for columns in zip(targets_NL.T, scores_NL.T)]
+    assert result.aucs_L.tolist() == [roc_auc(*columns) for columns in zip(targets_NL.T, scores_NL.T)]
 
 
 def test_sums_beyond_32_bits_are_exact():
@@ -95,7 +95,7 @@ def test_pairs_beyond_32_bits_are_exact():
         np.arange(100_000) // 10_000 + targets_N
     )  # a step higher: each decile's positives tie the next's negatives
     value = weighted(targets_N, scores_N, np.arange(100_000), np.ones((100_000, 1), dtype=int))
-    assert value.tolist() == [auc(targets_N, scores_N)] == [0.595]
+    assert value.tolist() == [roc_auc(targets_N, scores_N)] == [0.595]
 
 
 @pytest.mark.parametrize(("num_copies", "dtype"), [(3, np.int32), (2**16, np.int64)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -13,14 +12,11 @@ from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from chestxray_vit.artifacts.predictions import Predictions
-from chestxray_vit.labels import FINDINGS
 from chestxray_vit.metrics.calibration import (
     Bin,
     Platt,
     Temperature,
     brier,
-    calibration_table,
     expected_calibration_error,
     fit_platt,
     fit_temperature,
@@ -38,16 +34,6 @@ def drawn(seed, num_images=400, slope=0.6, intercept=-0.7):
     logits_N = random.normal(-1, 1.5, num_images)
     targets_N = (random.random(num_images) < expit(intercept + slope * logits_N)).astype(int)
     return targets_N, expit(logits_N)
-
-
-def with_findings(targets_N, scores_N, prefix="i"):
-    """Return predictions whose first finding is the given one; the others have no positive."""
-    num_images, num_findings = len(targets_N), len(FINDINGS)
-    targets_NL, scores_NL = np.zeros((num_images, num_findings), int), np.full((num_images, num_findings), 0.25)
-    targets_NL[:, 0], scores_NL[:, 0] = targets_N, scores_N
-    names = [f"{prefix}{image}" for image in range(num_images)]
-    about = [None] * num_images, [""] * num_images, [""] * num_images
-    return Predictions(names, names, *about, targets_NL, scores_NL)
 
 
 # Bins
@@ -373,41 +359,3 @@ def test_maps_of_ones_own_number():
 def test_wrong_input_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-# The table
-
-
-def test_table_holds_the_numbers_and_what_recalibration_gives():
-    judged_on, fitted_on = drawn(10), drawn(11, intercept=-1.5)
-    table = calibration_table(with_findings(*judged_on), with_findings(*fitted_on, prefix="v"))
-    json.dumps(table, allow_nan=False)
-    assert [row["finding"] for row in table["findings"]] == list(FINDINGS)
-    assert table["num_bins"] == 10
-    row, slope = table["findings"][0], slope_and_intercept(*judged_on)
-    assert row["brier"] == brier(*judged_on)
-    assert row["expected_calibration_error"] == expected_calibration_error(reliability(*judged_on))
-    assert (row["calibration_slope"], row["calibration_intercept"]) == slope
-    assert row["intercept_at_slope_1"] == intercept_at_slope_1(*judged_on)
-    assert [bin["num_images"] for bin in row["bins"]] == [bin.num_images for bin in reliability(*judged_on)]
-    platt = fit_platt(*fitted_on)
-    assert (row["platt"]["slope"], row["platt"]["intercept"]) == (platt.slope, platt.intercept)
-    assert row["platt"]["brier"] == brier(judged_on[0], platt.apply(judged_on[1]))
-    temperature = fit_temperature(*fitted_on)
-    assert row["temperature"]["temperature"] == temperature.temperature
-    assert row["temperature"]["brier"] == brier(judged_on[0], temperature.apply(judged_on[1]))
-
-
-def test_table_is_none_where_undefined():
-    row = calibration_table(with_findings(*drawn(10)), with_findings(*drawn(11), prefix="v"))["findings"][1]
-    assert row["brier"] == 0.0625  # 0.25 everywhere, no positive
-    assert row["bins"][2] == {"low": 0.2, "high": 0.3, "num_images": 400, "num_positives": 0, "mean_score": 0.25}
-    assert row["bins"][0]["mean_score"] is None
-    names = ("calibration_slope", "calibration_intercept", "intercept_at_slope_1", "platt", "temperature")
-    assert [row[name] for name in names] == [None] * 5
-
-
-def test_table_without_validation_has_no_recalibration():
-    rows = calibration_table(with_findings(*drawn(10)))["findings"]
-    assert all(row["platt"] is None and row["temperature"] is None for row in rows)
-    assert rows[0]["calibration_slope"] is not None

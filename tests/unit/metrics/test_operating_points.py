@@ -10,27 +10,31 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, roc_curve
 
+from chestxray_vit.artifacts.thresholds import choose_all, measure_all
 from chestxray_vit.labels import FINDINGS
-from chestxray_vit.metrics import operating_points as module
+from chestxray_vit.metrics.intervals import wilson
 from chestxray_vit.metrics.operating_points import (
     RULES,
     Rate,
     Rule,
     at_prevalence,
     choose,
-    choose_all,
     choose_each,
     decide,
     measure,
-    measure_all,
-    wilson,
 )
-from tests.unit.artifacts.test_predictions import drawn
-from tests.unit.metrics.test_roc_auc import clustered
+from tests.helpers.statistics import clustered
+from tests.unit.artifacts.test_predictions import random_predictions
 
 NAN = math.nan
+
+
 RULE = {rule.name: rule for rule in RULES}
+
+
 RATES = ("sensitivity", "specificity", "ppv", "npv")
+
+
 COUNTS = ("true_positives", "false_positives", "false_negatives", "true_negatives")
 
 
@@ -66,17 +70,6 @@ def slow_choose(targets, scores, rule):
     if best_key is None and rule.kind == "specificity":
         return float(np.nextafter(max(scores), math.inf))
     return best
-
-
-def slow_effective_number(counts, totals):
-    """Return total over the design effect, with both variances as written; there must be one, and 1 or more."""
-    patients = [(count, total) for count, total in zip(counts, totals) if total]
-    m, total = len(patients), sum(totals)
-    p = Fraction(sum(counts), total)
-    by_patient = Fraction(m, m - 1) * sum((c - p * n) ** 2 for c, n in patients) / total**2
-    by_image = Fraction(m, m - 1) * p * (1 - p) / total
-    assert by_patient >= by_image
-    return float(total / (by_patient / by_image))
 
 
 # Rules
@@ -306,155 +299,6 @@ def test_a_missing_patient_is_refused():
         measure([0, 1], [0.1, 0.2], 0.5, [1, NAN])
 
 
-# Intervals
-
-
-def test_wilson_by_hand():
-    # z^2 = 3.84146; 8 of 10: (0.8 + 0.192073 -+ 1.95996 * sqrt(0.016 + 0.00960365)) / 1.384146
-    #                         = (0.992073 -+ 0.313617) / 1.384146
-    assert wilson(8, 10) == pytest.approx((0.490162, 0.943318), abs=1e-6)
-    # none of 10: from 0 to z^2 / (10 + z^2) = 3.84146 / 13.84146
-    assert wilson(0, 10) == (0, pytest.approx(0.277533, abs=1e-6))
-    assert wilson(10, 10) == (pytest.approx(1 - 0.277533, abs=1e-6), 1)
-    assert wilson(0, 0) == pytest.approx((NAN, NAN), nan_ok=True)
-
-
-@pytest.mark.parametrize(("count", "total"), [(0, 1), (1, 2), (1, 200_000), (8, 10), (199_999, 200_000), (700, 1000)])
-def test_wilson_solves_its_equation(count, total):
-    # the limits are the p with (share - p)^2 = z^2 p (1 - p) / total
-    for limit in wilson(count, total):
-        left, right = (count / total - limit) ** 2, 1.959963984540054**2 * limit * (1 - limit) / total
-        assert left == pytest.approx(right, rel=1e-9, abs=1e-18)
-
-
-@pytest.mark.parametrize(("count", "total"), [(0, 7), (3, 7), (7, 7), (1, 25_596), (25_000, 25_596)])
-def test_wilson_equals_statsmodels(count, total):
-    proportion = pytest.importorskip("statsmodels.stats.proportion")
-    expected = proportion.proportion_confint(count, total, alpha=0.05, method="wilson")
-    assert wilson(count, total) == pytest.approx(expected, rel=1e-10, abs=1e-15)
-
-
-@pytest.mark.parametrize(("count", "total"), [(-1, 5), (6, 5), (1, 0)])
-def test_wilson_refuses_other_counts(count, total):
-    with pytest.raises(ValueError, match=f"count is {count}, expected from 0 to {total}"):
-        wilson(count, total)
-
-
-def effective_number(counts, totals):
-    counts, totals = np.array(counts), np.array(totals)
-    return module._effective_number(counts, totals - counts)
-
-
-def test_effective_number_by_hand():
-    # p = 3/5; c - p n = 0.8, -1.2, 0.4: squares 2.24, where independent images have 5 * 0.6 * 0.4 = 1.2
-    assert effective_number([2, 0, 1], [2, 2, 1]) == pytest.approx(5 / (2.24 / 1.2), rel=1e-15)
-    assert effective_number([2, 0, 1, 0], [2, 2, 1, 0]) == effective_number([2, 0, 1], [2, 2, 1])
-    # patients differ less than if images were independent: bounded by the number of images
-    assert effective_number([1, 1, 2], [2, 2, 3]) == 7
-    assert effective_number([1, 1, 2], [2, 2, 2]) == 6
-    assert effective_number([2, 2, 4], [4, 4, 4]) == 6  # the same, twice
-    # all or none of each of 4 patients: two images tell as much as one
-    assert effective_number([2, 2, 2, 0], [2, 2, 2, 2]) == 4
-
-
-@pytest.mark.parametrize(
-    ("counts", "totals", "expected"),
-    [
-        ([3, 2, 4], [3, 2, 4], 3),  # all
-        ([0, 0, 0], [3, 2, 4], 3),  # none
-        ([1, 1, 1, 0], [1, 1, 1, 0], 3),  # one image a patient: their number is that of the images
-        ([2, 0], [5, 0], 1),  # one patient
-    ],
-)
-def test_without_a_design_effect_patients_count(counts, totals, expected):
-    assert effective_number(counts, totals) == expected
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_effective_number_equals_the_papers_variances(seed):
-    random = np.random.default_rng(seed)
-    totals = random.integers(0, 6, 30)
-    counts = random.binomial(totals, random.beta(0.4, 0.2, 30))
-    assert effective_number(counts, totals) == pytest.approx(slow_effective_number(counts.tolist(), totals.tolist()))
-
-
-def test_effective_number_equals_statsmodels():
-    regression = pytest.importorskip("statsmodels.api")
-    for seed in range(3):
-        random = np.random.default_rng(seed)
-        totals = random.integers(1, 6, 30)
-        counts = random.binomial(totals, random.beta(0.4, 0.2, 30))
-        counts_N = np.concatenate([np.arange(total) < count for count, total in zip(counts, totals)]).astype(float)
-        patients_N = np.repeat(np.arange(30), totals)
-        # the mean as a regression on nothing; its variance by cluster has the factor m / (m - 1)
-        fit = regression.OLS(counts_N, np.ones(len(counts_N))).fit(cov_type="cluster", cov_kwds={"groups": patients_N})
-        share = counts_N.mean()
-        expected = share * (1 - share) * (30 / 29) / fit.bse[0] ** 2
-        assert effective_number(counts, totals) == pytest.approx(expected, rel=1e-10)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_one_image_a_patient_is_wilson(seed):
-    targets_N, scores_N, _ = one_finding(seed)
-    shuffled = np.random.default_rng(0).permutation(len(targets_N))
-    for threshold in np.unique(scores_N):
-        point = measure(targets_N, scores_N, threshold, shuffled)
-        assert point == measure(targets_N, scores_N, threshold)
-        for found in (getattr(point, name) for name in RATES):
-            if found.total:
-                assert (found.low, found.high) == wilson(found.count, found.total)  # to the last bit
-
-
-def test_copies_of_every_image_change_no_interval_by_patient():
-    num_below_1 = 0
-    for seed in range(20):
-        targets_N, scores_N, patients_N = one_finding(seed, decimals=0)
-        for threshold in np.unique(scores_N):
-            once = measure(targets_N, scores_N, threshold, patients_N)
-            num_below_1 += sum(
-                bool(found.total) and (found.low, found.high) == wilson(found.count, found.total)
-                for found in (getattr(once, name) for name in RATES)
-            )
-            for copies in (2, 5):
-                copied = measure(
-                    *(np.tile(column, copies) for column in (targets_N, scores_N)),
-                    threshold,
-                    np.tile(patients_N, copies),
-                )
-                for name in RATES:
-                    before, after = getattr(once, name), getattr(copied, name)
-                    assert (after.value, after.low, after.high) == pytest.approx(
-                        (before.value, before.low, before.high), rel=0, abs=0, nan_ok=True
-                    )
-                    assert after.total == copies * before.total
-    assert num_below_1 > 20  # where only the bound speaks
-
-
-def test_copies_beyond_64_bits():
-    once = effective_number([2, 0, 1], [2, 2, 1])
-    assert effective_number([2 * 10**8, 0, 10**8], [2 * 10**8, 2 * 10**8, 10**8]) == once
-
-
-def test_intervals_by_patient_cover_and_by_image_do_not():
-    """On 120 patients of 1 to 7 images, scores correlate by 0.6 within a patient, and so do most targets."""
-    random = np.random.default_rng(1992)
-    num_repeats, truth = 1000, 0.5 * (1 + math.erf(0.5 / math.sqrt(2)))  # Phi(0.5), for positives and negatives
-    ppv, npv = at_prevalence(truth, truth, 0.4)
-    covered = {unit: dict.fromkeys(RATES, 0) for unit in ("patient", "image")}
-    for _ in range(num_repeats):
-        patients_N = np.repeat(np.arange(120), random.integers(1, 8, 120))
-        ill_P, shared_P, num_images = random.random(120) < 0.4, random.normal(size=120), len(patients_N)
-        targets_N = np.where(random.random(num_images) < 0.9, ill_P[patients_N], random.random(num_images) < 0.4)
-        scores_N = targets_N + math.sqrt(0.6) * shared_P[patients_N] + math.sqrt(0.4) * random.normal(size=num_images)
-        for unit, units_N in (("patient", patients_N), ("image", None)):
-            point = measure(targets_N, scores_N, 0.5, units_N)
-            for name, value in zip(RATES, (truth, truth, ppv, npv)):
-                found = getattr(point, name)
-                covered[unit][name] += found.low <= value <= found.high
-    assert all(0.93 <= covered["patient"][name] / num_repeats <= 0.97 for name in RATES)
-    assert all(covered["image"][name] / num_repeats < 0.85 for name in RATES)
-
-
 # Bayes
 
 
@@ -493,48 +337,6 @@ def test_predictive_values_outside_0_and_1_are_refused(arguments):
         at_prevalence(*arguments)
 
 
-# All findings
-
-
-def test_all_findings_are_chosen_and_measured():
-    validation, test = drawn(60, seed=1), drawn(40, seed=2)
-    table = choose_all(validation)
-    assert list(table) == list(FINDINGS)
-    points = measure_all(test, table)
-    for place, finding in enumerate(FINDINGS):
-        chosen = choose_each(validation.targets_NL[:, place], validation.scores_NL[:, place])
-        assert list(table[finding]) == list(chosen) == list(points[finding])
-        for name, threshold in chosen.items():
-            assert table[finding][name] == (None if math.isnan(threshold) else threshold)
-            if not math.isnan(threshold):
-                columns = test.targets_NL[:, place], test.scores_NL[:, place]
-                assert points[finding][name] == measure(*columns, threshold, test.patient_ids)
-
-
-def with_column(place, targets, scores):
-    predictions = drawn(len(targets))
-    predictions.targets_NL[:, place], predictions.scores_NL[:, place] = targets, scores
-    return predictions
-
-
-def test_what_is_undefined_is_none_in_a_table():
-    one_class = with_column(4, [0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4])
-    assert choose_all(one_class)["Mass"] == dict.fromkeys(RULE)
-    assert measure_all(drawn(), choose_all(one_class))["Mass"] == dict.fromkeys(RULE)
-    # the highest score of a negative is 1, and no probability is above
-    saturated = choose_all(with_column(4, [1, 1, 0, 0], [0.1, 0.2, 0.3, 1.0]))["Mass"]
-    assert saturated == {**dict.fromkeys(RULE), "sensitivity_90": 0.1, "sensitivity_95": 0.1}
-    below = choose_all(with_column(4, [1, 1, 0, 0], [0.1, 0.2, 0.3, np.nextafter(1, 0)]))["Mass"]
-    assert below["specificity_90"] == 1.0
-
-
-def test_patients_of_predictions_are_told_apart_by_their_whole_id():
-    predictions = drawn(6)
-    long = dataclasses.replace(predictions, patient_ids=[f"{'0' * 40}{patient}" for patient in predictions.patient_ids])
-    table = choose_all(predictions)
-    assert measure_all(long, table) == measure_all(predictions, table)
-
-
 # Calls
 
 
@@ -543,15 +345,15 @@ def test_decide_calls_what_reaches_its_threshold():
     table["Edema"]["youden"] = None
     scores_L = np.full(14, 0.1)
     scores_L[[0, 4, 9, 13]] = [0.5, np.nextafter(0.5, 0), 0.99, 0.6]
-    assert decide(scores_L, table, "youden") == ["Atelectasis", "Hernia"]  # Edema has no threshold
-    assert decide(scores_L.tolist(), table, "sensitivity_90") == ["Atelectasis", "Mass", "Edema", "Hernia"]
-    assert decide([0.0] * 14, table, "youden") == []
+    assert decide(scores_L, FINDINGS, table, "youden") == ["Atelectasis", "Hernia"]  # Edema has no threshold
+    assert decide(scores_L.tolist(), FINDINGS, table, "sensitivity_90") == ["Atelectasis", "Mass", "Edema", "Hernia"]
+    assert decide([0.0] * 14, FINDINGS, table, "youden") == []
 
 
 def test_decide_calls_as_measure_counts():
-    predictions = drawn(30)
+    predictions = random_predictions(30)
     table = choose_all(predictions)
-    called = [decide(scores_L, table, "sensitivity_90") for scores_L in predictions.scores_NL]
+    called = [decide(scores_L, FINDINGS, table, "sensitivity_90") for scores_L in predictions.scores_NL]
     for finding in FINDINGS:
         point = measure_all(predictions, table)[finding]["sensitivity_90"]
         assert sum(finding in names for names in called) == point.true_positives + point.false_positives
@@ -567,7 +369,7 @@ def test_decide_calls_as_measure_counts():
 )
 def test_decide_refuses_other_scores_and_rules(scores, rule, message):
     with pytest.raises(ValueError, match=message):
-        decide(scores, choose_all(drawn(30)), rule)
+        decide(scores, FINDINGS, choose_all(random_predictions(30)), rule)
 
 
 def test_rates_are_plain_numbers():

@@ -3,120 +3,27 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from chestxray_vit.errors import InputError
-from chestxray_vit.labels import FINDINGS
-from chestxray_vit.metrics.roc_auc import (
+from chestxray_vit.metrics.intervals import (
     Z_95,
-    Estimate,
-    auc,
-    compare,
-    compare_macro,
-    compute_metrics,
-    delong,
-    holm,
-    influence,
-    logit_interval,
-    macro,
-    mean_estimate,
-    normal_test,
-    obuchowski,
-    variance_of,
 )
-
-
-def clustered(seed, num_images=120, num_patients=25, num_findings=1):
-    """Draw targets and scores with ties, several images a patient, and a patient's own lean in both."""
-    random = np.random.default_rng(seed)
-    patients_N = np.append(np.arange(num_patients), random.integers(0, num_patients, num_images - num_patients))
-    lean_PL = random.normal(size=(num_patients, num_findings))
-    noise_NL = random.normal(size=(num_images, num_findings)) + random.normal(size=(num_images, 1))
-    targets_NL = (lean_PL[patients_N] + noise_NL > 0.8).astype(int)
-    scores_NL = np.round(targets_NL + lean_PL[patients_N] + random.normal(size=targets_NL.shape), 1)
-    return targets_NL, scores_NL, patients_N
-
-
-# Slow and plain: every pair of images is looked at, every sum of the papers is a loop.
-
-
-def slow_pairs(targets, scores):
-    """Return {(positive image, negative image): 1, 1/2 or 0}."""
-    positives = [image for image, target in enumerate(targets) if target == 1]
-    negatives = [image for image, target in enumerate(targets) if target == 0]
-    return {
-        (i, j): 1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0
-        for i in positives
-        for j in negatives
-    }
-
-
-def slow_auc(targets, scores):
-    pairs = slow_pairs(targets, scores)
-    return sum(pairs.values()) / len(pairs)
-
-
-def slow_components(targets, scores):
-    """Return theta, V10 by positive image, V01 by negative image."""
-    pairs = slow_pairs(targets, scores)
-    positives, negatives = sorted({i for i, _ in pairs}), sorted({j for _, j in pairs})
-    v10 = {i: sum(pairs[i, j] for j in negatives) / len(negatives) for i in positives}
-    v01 = {j: sum(pairs[i, j] for i in positives) / len(positives) for j in negatives}
-    return sum(pairs.values()) / len(pairs), v10, v01
-
-
-def slow_delong_covariance(targets, scores_a, scores_b):
-    """Return the covariance of two AUCs on the same images (DeLong, DeLong, Clarke-Pearson, Biometrics 1988)."""
-    theta_a, v10_a, v01_a = slow_components(targets, scores_a)
-    theta_b, v10_b, v01_b = slow_components(targets, scores_b)
-    s10 = sum((v10_a[i] - theta_a) * (v10_b[i] - theta_b) for i in v10_a) / (len(v10_a) - 1)
-    s01 = sum((v01_a[j] - theta_a) * (v01_b[j] - theta_b) for j in v01_a) / (len(v01_a) - 1)
-    return s10 / len(v10_a) + s01 / len(v01_a)
-
-
-def slow_obuchowski_covariance(targets_l, scores_l, targets_k, scores_k, patients):
-    """Return the covariance of two AUCs by patient; with l = k it is the variance of Obuchowski 1997.
-
-    There S10 = I10 / ((I10 - 1) M) * sum (V10(X_i.) - m_i theta)^2, S01 alike, and
-    S11 = I / (I - 1) * sum (V10(X_i.) - m_i theta) (V01(Y_i.) - n_i theta); var = S10/M + S01/N + 2 S11/(M N).
-    """
-    theta_l, v10_l, v01_l = slow_components(targets_l, scores_l)
-    theta_k, v10_k, v01_k = slow_components(targets_k, scores_k)
-
-    def deviations(values, theta):
-        return {
-            patient: sum(value - theta for image, value in values.items() if patients[image] == patient)
-            for patient in set(patients)
-        }
-
-    def factor(values):
-        count = len({patients[image] for image in values})
-        return count / (count - 1)
-
-    a_l, b_l = deviations(v10_l, theta_l), deviations(v01_l, theta_l)
-    a_k, b_k = deviations(v10_k, theta_k), deviations(v01_k, theta_k)
-    everyone = len(set(patients))
-    s10 = math.sqrt(factor(v10_l) * factor(v10_k)) * sum(a_l[p] * a_k[p] for p in a_l)
-    s01 = math.sqrt(factor(v01_l) * factor(v01_k)) * sum(b_l[p] * b_k[p] for p in a_l)
-    s11_lk = everyone / (everyone - 1) * sum(a_l[p] * b_k[p] for p in a_l)
-    s11_kl = everyone / (everyone - 1) * sum(b_l[p] * a_k[p] for p in a_l)
-    return (
-        s10 / (len(v10_l) * len(v10_k))
-        + s01 / (len(v01_l) * len(v01_k))
-        + s11_lk / (len(v10_l) * len(v01_k))
-        + s11_kl / (len(v01_l) * len(v10_k))
-    )
-
+from chestxray_vit.metrics.roc_auc import compare, compare_macro, delong, macro, obuchowski, roc_auc
+from tests.helpers.statistics import (
+    clustered,
+    slow_auc,
+    slow_delong_covariance,
+    slow_obuchowski_covariance,
+)
 
 # AUC
 
 
 def test_auc_counts_ordered_pairs():
-    assert auc([0, 1, 0, 1], [0.1, 0.4, 0.4, 0.8]) == 0.875  # 3.5 of 4 pairs; the tie counts half
+    assert roc_auc([0, 1, 0, 1], [0.1, 0.4, 0.4, 0.8]) == 0.875  # 3.5 of 4 pairs; the tie counts half
 
 
 @pytest.mark.parametrize(
@@ -130,18 +37,18 @@ def test_auc_counts_ordered_pairs():
     ],
 )
 def test_auc_by_hand(targets, scores, expected):
-    assert auc(targets, scores) == expected
+    assert roc_auc(targets, scores) == expected
 
 
 @pytest.mark.parametrize("targets", [[], [0, 0], [1, 1]])
 def test_auc_of_one_class_is_undefined(targets):
-    assert math.isnan(auc(targets, [0.5] * len(targets)))
+    assert math.isnan(roc_auc(targets, [0.5] * len(targets)))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_auc_equals_pair_counting_and_scikit_learn(seed):
     targets_NL, scores_NL, _ = clustered(seed)
-    value = auc(targets_NL[:, 0], scores_NL[:, 0])
+    value = roc_auc(targets_NL[:, 0], scores_NL[:, 0])
     assert value == slow_auc(targets_NL[:, 0], scores_NL[:, 0])  # exact: whole numbers, one division
     assert value == pytest.approx(roc_auc_score(targets_NL[:, 0], scores_NL[:, 0]), abs=1e-12)
 
@@ -158,7 +65,7 @@ def test_auc_equals_pair_counting_and_scikit_learn(seed):
     ],
 )
 def test_wrong_input_is_refused(targets, scores, message):
-    for function in (auc, delong):
+    for function in (roc_auc, delong):
         with pytest.raises(ValueError, match=message):
             function(targets, scores)
 
@@ -409,208 +316,6 @@ def test_compare_of_identical_and_of_undefined_runs():
     assert (opposite.difference, opposite.variance) == (1, 0)
     assert math.isnan(opposite.z)
     assert math.isnan(opposite.p)
-
-
-@pytest.mark.parametrize("variance", [0.0, math.nan])
-def test_no_test_without_a_variance(variance):
-    result = normal_test(0.25, variance)
-    assert result.difference == 0.25
-    assert math.isnan(result.z)
-    assert math.isnan(result.p)
-
-
-# Influence
-
-
-def test_influence_by_hand():
-    # As in test_obuchowski_by_hand: a_A = -1/4 over M = 2, a_B = 1/4 over 2, b alike; f = f10 = f01 = 2/1.
-    # Patient 1 has no image: its influence is 0, and it does not count in f.
-    targets_N, scores_N = np.array([True, True, False, False]), np.array([2.0, 4.0, 1.0, 3.0])
-    value, influence_4P = influence(targets_N, scores_N, np.array([0, 2, 2, 0]), 4)
-    assert value == 0.75
-    assert influence_4P == pytest.approx(math.sqrt(2) / 8 * np.array([[-1, 0, 1, 0]] * 4))
-    assert variance_of(influence_4P) == pytest.approx(0.25)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_influences_of_findings_give_their_covariance(seed):
-    targets_NL, scores_NL, patients_N = clustered(seed, num_images=80, num_patients=20, num_findings=2)
-    columns = list(zip(targets_NL.T.astype(bool), scores_NL.T))
-    (_, one), (_, other) = (influence(*column, patients_N, 20) for column in columns)
-    slow = slow_obuchowski_covariance(
-        *[values.tolist() for column in columns for values in column], patients_N.tolist()
-    )
-    assert (variance_of(one + other) - variance_of(one - other)) / 4 == pytest.approx(slow, rel=1e-9)
-    assert mean_estimate([0.5, 0.7], [one, other]).variance == variance_of((one + other) / 2)
-    order = np.argsort(scores_NL[:, 0])  # sorted, to be fast
-    ranked = influence(columns[0][0][order], columns[0][1][order], patients_N[order], 20)[1]
-    assert np.array_equal(ranked, one)
-
-
-def test_mean_estimate_of_nothing_is_undefined():
-    estimate = mean_estimate([], [])
-    assert estimate.num_findings == 0
-    assert all(math.isnan(value) for value in (estimate.auc, estimate.variance, estimate.low, estimate.high))
-
-
-# Many tests
-
-
-@pytest.mark.parametrize(
-    ("p_values", "expected"),
-    [
-        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # .005 * 4, .01 * 3, .03 * 2, .04 * 1 < .06
-        ([0.02, math.nan, 0.01, math.nan], [0.02, math.nan, 0.02, math.nan]),  # two tests: .01 * 2, .02 * 1
-        ([0.3, 0.3, 0.3], [0.9, 0.9, 0.9]),
-        ([0.6, 0.5, 0.0, 1.0], [1.0, 1.0, 0.0, 1.0]),  # .5 * 3 is 1 at most
-        ([0.04], [0.04]),
-        ([math.nan], [math.nan]),
-        ([], []),
-    ],
-)
-def test_holm_by_hand(p_values, expected):
-    assert holm(p_values).tolist() == pytest.approx(expected, nan_ok=True)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_holm_equals_statsmodels(seed):
-    tests = pytest.importorskip("statsmodels.stats.multitest")
-    p_values = np.round(np.random.default_rng(seed).random(40) ** 4, 3)  # with ties and zeros
-    assert holm(p_values).tolist() == pytest.approx(tests.multipletests(p_values, method="holm")[1].tolist())
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_holm_is_the_closed_test_of_bonferroni(seed):
-    """The adjusted p of a test is the largest, over all sets of tests that hold it, of their Bonferroni p."""
-    p_values = (np.random.default_rng(seed).random(7) ** 3).tolist()
-    slow = []
-    for place in range(7):
-        sets = [[other for other in range(7) if code >> other & 1] for code in range(1, 2**7) if code >> place & 1]
-        slow.append(max(min(1.0, len(held) * min(p_values[other] for other in held)) for held in sets))
-    assert holm(p_values).tolist() == pytest.approx(slow)
-
-
-@pytest.mark.parametrize("wrong", [-0.1, 1.5, math.inf])
-def test_holm_refuses_what_is_no_p(wrong):
-    with pytest.raises(ValueError, match=rf"p-values must be in \[0, 1\], found {wrong}"):
-        holm([0.5, wrong, math.nan])
-
-
-# The interval on the logit scale
-
-
-def test_logit_interval_by_hand():
-    # logit .75 = log 3 = 1.0986; half = 1.96 * sqrt(.125) / (.75 * .25) = 3.6957; the sigmoids of -2.5971 and 4.7944
-    assert logit_interval(delong([1, 1, 0, 0], [2, 4, 1, 3])) == (
-        pytest.approx(0.069323, abs=1e-6),
-        pytest.approx(0.991792, abs=1e-6),
-    )
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_logit_interval_equals_scipys_functions(seed):
-    from scipy.special import expit, logit
-    from scipy.stats import norm
-
-    targets_NL, scores_NL, patients_N = clustered(seed)
-    estimate = obuchowski(targets_NL[:, 0], scores_NL[:, 0], patients_N)
-    spread = math.sqrt(estimate.variance) / (estimate.auc * (1 - estimate.auc))
-    expected = [expit(norm.ppf(level, logit(estimate.auc), spread)) for level in (0.025, 0.975)]
-    low, high = logit_interval(estimate)
-    assert [low, high] == pytest.approx(expected, rel=1e-12)
-    swapped = logit_interval(obuchowski(1 - targets_NL[:, 0], scores_NL[:, 0], patients_N))
-    assert swapped == (pytest.approx(1 - high), pytest.approx(1 - low))
-
-
-def test_logit_interval_stays_inside():
-    low, high = logit_interval(Estimate(0.999, 1e-4, 0.979, 1.0))
-    assert 0 < low < 0.999 < high < 1
-    assert logit_interval(Estimate(1e-9, 0.04, 0.0, 0.4)) == (0.0, 1.0)  # exp(4e8) does not overflow
-    assert logit_interval(Estimate(0.75, 0.0, 0.75, 0.75)) == (pytest.approx(0.75), pytest.approx(0.75))
-    assert logit_interval(Estimate(0.8, 1e-8, 0.0, 0.0)) == (  # narrow: as Wald's
-        pytest.approx(0.8 - Z_95 * 1e-4, abs=1e-7),
-        pytest.approx(0.8 + Z_95 * 1e-4, abs=1e-7),
-    )
-
-
-@pytest.mark.parametrize(("value", "variance"), [(0.0, 0.0), (1.0, 0.1), (math.nan, math.nan), (0.7, math.nan)])
-def test_logit_interval_is_undefined(value, variance):
-    assert all(math.isnan(end) for end in logit_interval(Estimate(value, variance, math.nan, math.nan)))
-
-
-# compute_metrics
-
-
-def evaluation(num_columns=14, dtype=np.float32, seed=0):
-    random = np.random.default_rng(seed)
-    targets_NL = (random.random((300, num_columns)) < 0.3).astype(np.float32)
-    return SimpleNamespace(
-        predictions=(2 * random.normal(size=targets_NL.shape) + targets_NL).astype(dtype), label_ids=targets_NL
-    )
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("as_tuple", [False, True])
-def test_compute_metrics_ranks_the_logits(dtype, as_tuple):
-    prediction = evaluation(dtype=dtype)
-    logits_NL = prediction.predictions.astype(np.float32)
-    expected = roc_auc_score(prediction.label_ids, logits_NL, average=None)
-    if as_tuple:
-        prediction.predictions = (prediction.predictions, np.zeros(3))
-    metrics = compute_metrics(prediction)
-    assert list(metrics) == ["roc_auc", *(f"roc_auc_{finding}" for finding in FINDINGS), "num_findings"]
-    assert [metrics[f"roc_auc_{finding}"] for finding in FINDINGS] == pytest.approx(expected, abs=1e-12)
-    assert metrics["roc_auc"] == pytest.approx(expected.mean(), abs=1e-12)
-    assert metrics["num_findings"] == 14
-
-
-def test_compute_metrics_does_not_softmax():
-    prediction = evaluation()
-    exp_NL = np.exp(prediction.predictions)
-    softmaxed = roc_auc_score(prediction.label_ids, exp_NL / exp_NL.sum(axis=1, keepdims=True), average=None)
-    metrics = compute_metrics(prediction)
-    assert all(abs(metrics[f"roc_auc_{finding}"] - value) > 1e-3 for finding, value in zip(FINDINGS, softmaxed))
-
-
-def test_compute_metrics_leaves_out_a_finding_of_one_class():
-    prediction = evaluation()
-    prediction.label_ids[:, 13] = 0
-    metrics = compute_metrics(prediction)
-    assert math.isnan(metrics["roc_auc_Hernia"])
-    assert metrics["num_findings"] == 13
-    assert metrics["roc_auc"] == pytest.approx(np.mean([metrics[f"roc_auc_{name}"] for name in FINDINGS[:13]]))
-    prediction.label_ids[:] = 0
-    metrics = compute_metrics(prediction)
-    assert math.isnan(metrics["roc_auc"])
-    assert metrics["num_findings"] == 0
-
-
-def test_compute_metrics_keeps_no_finding_out_of_the_macro():
-    prediction = evaluation(num_columns=15)
-    fourteen = SimpleNamespace(predictions=prediction.predictions[:, :14], label_ids=prediction.label_ids[:, :14])
-    with_15, with_14 = compute_metrics(prediction), compute_metrics(fourteen)
-    expected = roc_auc_score(prediction.label_ids[:, 14], prediction.predictions[:, 14])
-    assert with_15.pop("roc_auc_No_Finding") == pytest.approx(expected, abs=1e-12)
-    assert with_15 == with_14
-
-
-@pytest.mark.parametrize("wrong", [math.nan, math.inf])
-def test_compute_metrics_says_that_training_diverged(wrong):
-    prediction = evaluation()
-    prediction.predictions[5, 3] = wrong
-    with pytest.raises(
-        InputError, match=r"1 of 4,200 logits are NaN or infinite: training diverged. Lower --learning_rate"
-    ):
-        compute_metrics(prediction)
-
-
-def test_compute_metrics_refuses_other_columns():
-    with pytest.raises(ValueError, match="logits have 13 columns, expected 14 or 15"):
-        compute_metrics(evaluation(num_columns=13))
-    prediction = evaluation()
-    prediction.label_ids = prediction.label_ids[:-1]
-    with pytest.raises(ValueError, match="targets have shape"):
-        compute_metrics(prediction)
 
 
 def test_delongs_interval_is_that_of_confidenceinterval():

@@ -10,9 +10,10 @@ import pytest
 
 from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.labels import FINDINGS
-from chestxray_vit.metrics.roc_auc import auc, holm, macro, obuchowski
-from chestxray_vit.metrics.subgroups import GROUPINGS, MIN_PATIENTS, UNKNOWN, group_codes, subgroup_table, subgroups
-from tests.unit.metrics.test_roc_auc import clustered, slow_components
+from chestxray_vit.metrics.roc_auc import macro, obuchowski, roc_auc
+from chestxray_vit.metrics.subgroups import GROUPINGS, MIN_PATIENTS, UNKNOWN, group_masks, subgroups
+from chestxray_vit.reporting.sections.subgroups import subgroup_table
+from tests.helpers.statistics import clustered, group_of, slow_components
 
 L = len(FINDINGS)
 
@@ -62,23 +63,6 @@ def changed(predictions, rows=None, **columns):
             for name, value in values.items()
         }
     return Predictions(**values)
-
-
-def copies(predictions, number):
-    """Return predictions where each image is there several times."""
-    rows = list(range(len(predictions.file_names))) * number
-    names = [f"{row}.png" for row in range(len(rows))]
-    columns = {
-        name: [getattr(predictions, name)[row] for row in rows] for name in ("patient_ids", "ages", "sexes", "views")
-    }
-    tiled = np.tile(predictions.targets_NL, (number, 1)), np.tile(predictions.scores_NL, (number, 1))
-    return Predictions(names, *columns.values(), *tiled)
-
-
-def group_of(table, grouping, group):
-    (groups,) = (row["groups"] for row in table["groupings"] if row["grouping"] == grouping)
-    (found,) = (row for row in groups if row["group"] == group)
-    return found
 
 
 # Slow and plain: a loop over patients, a loop over their images.
@@ -144,7 +128,7 @@ def test_groups_by_hand():
     sexes, ages, views, *expected = (list(column) for column in zip(*values))
     names, zeros_NL = [str(row) for row in range(len(values))], np.zeros((len(values), L))
     predictions = Predictions(names, names, ages, sexes, views, zeros_NL, zeros_NL)
-    masks = group_codes(predictions)
+    masks = group_masks(predictions.sexes, predictions.ages, predictions.views)
     assert list(masks) == list(GROUPINGS) == ["sex", "age", "view"]
     for (grouping, groups), column in zip(masks.items(), expected):
         assert list(groups) == [*GROUPINGS[grouping], UNKNOWN]
@@ -161,7 +145,7 @@ def test_groups_by_hand():
 def test_groups_have_the_numbers_of_their_images(seed):
     predictions = made(seed=seed)
     patients_N, table = np.array(predictions.patient_ids), subgroup_table(predictions)
-    for grouping, masks in group_codes(predictions).items():
+    for grouping, masks in group_masks(predictions.sexes, predictions.ages, predictions.views).items():
         for group, mask_N in masks.items():
             found = group_of(table, grouping, group)
             targets_NL, scores_NL = predictions.targets_NL[mask_N], predictions.scores_NL[mask_N]
@@ -204,7 +188,7 @@ def test_variance_of_the_difference_equals_the_loops(seed):
     found = subgroups(targets_NL, scores_NL, patients_N, masks)["a"].findings[0]
     assert found.estimate.variance == pytest.approx(slow_covariance(a, a), rel=1e-10)
     assert found.difference.variance == pytest.approx(slow, rel=1e-10)
-    assert found.difference.difference == pytest.approx(auc(*a[:2]) - auc(*b[:2]), abs=1e-14)
+    assert found.difference.difference == pytest.approx(roc_auc(*a[:2]) - roc_auc(*b[:2]), abs=1e-14)
     assert found.difference.z == pytest.approx(found.difference.difference / math.sqrt(slow), rel=1e-9)
     assert found.difference.p == pytest.approx(math.erfc(abs(found.difference.z) / math.sqrt(2)))
     assert abs(slow_covariance(a, b)) > 0.02 * slow  # it matters
@@ -280,13 +264,14 @@ def test_macro_difference_is_the_mean_of_all_covariances():
     slow = sum(s * t * slow_covariance(one, other) for s, one in signed for t, other in signed) / 4
     group = subgroups(targets_NL, scores_NL, patients_N, masks)["a"]
     assert group.macro_difference.variance == pytest.approx(slow, rel=1e-10)
-    expected = sum(sign * auc(*column[:2]) for sign, column in signed) / 2
+    expected = sum(sign * roc_auc(*column[:2]) for sign, column in signed) / 2
     assert group.macro_difference.difference == pytest.approx(expected, abs=1e-14)
 
 
 def test_rest_is_the_other_known_groups():
     predictions = made(seed=3)
-    masks = group_codes(changed(predictions, ages=[None if age == 50 else age for age in predictions.ages]))["age"]
+    ages = [None if age == 50 else age for age in predictions.ages]
+    masks = group_masks(predictions.sexes, ages, predictions.views)["age"]
     groups = subgroups(predictions.targets_NL, predictions.scores_NL, predictions.patient_ids, masks)
     known_N, in_N = ~masks[UNKNOWN], masks["40-59"][~masks[UNKNOWN]]
     columns = predictions.targets_NL, predictions.scores_NL, np.array(predictions.patient_ids)
@@ -382,79 +367,6 @@ def test_macro_counts_large_findings_and_is_tested_on_the_same_ones():
     groups = subgroups(targets_NL, scores_NL, patients_N, masks)
     assert groups["a"].macro_difference == two["a"].macro_difference
     assert 0 < groups["a"].macro_difference.p < 1
-
-
-# The table
-
-
-@pytest.mark.parametrize("ages", ["five bands", "two bands"])
-def test_holm_counts_each_test_once(ages):
-    predictions = made(num_images=2000, num_patients=500, seed=6)
-    if ages == "two bands":
-        predictions = changed(predictions, ages=[30 if age < 50 else 50 for age in predictions.ages])
-    table = subgroup_table(predictions)
-    once = [("sex", ["F"]), ("age", GROUPINGS["age"] if ages == "five bands" else ["18-39"]), ("view", ["PA"])]
-    found = [group_of(table, grouping, group) for grouping, groups in once for group in groups]
-    rows = [row for group in found for row in group["findings"]]
-    p_values = [math.nan if row["p"] is None else row["p"] for row in rows]
-    expected = [None if math.isnan(p) else p for p in holm(p_values).tolist()]
-    assert [row["p_holm"] for row in rows] == expected
-    assert table["num_tests"] == sum(p is not None for p in expected)
-    num_once = L * (7 if ages == "five bands" else 3)
-    assert num_once - 8 <= table["num_tests"] <= num_once  # all but those of rare findings
-    smallest = min(rows, key=lambda row: math.inf if row["p"] is None else row["p"])
-    assert smallest["p_holm"] == pytest.approx(min(1, table["num_tests"] * smallest["p"]))
-    macros = [group["macro"] for group in found]
-    macro_p = [math.nan if row["p"] is None else row["p"] for row in macros]
-    assert [math.nan if row["p_holm"] is None else row["p_holm"] for row in macros] == pytest.approx(
-        holm(macro_p).tolist(), nan_ok=True
-    )
-    assert table["num_macro_tests"] == sum(not math.isnan(p) for p in macro_p) >= 2
-    others = [("sex", "F", "M"), ("view", "PA", "AP"), *([("age", "18-39", "40-59")] if ages == "two bands" else [])]
-    for grouping, first, second in others:
-        pair = [group_of(table, grouping, group) for group in (first, second)]
-        columns = [[row["p_holm"] for row in [*group["findings"], group["macro"]]] for group in pair]
-        assert columns[0] == columns[1]
-
-
-def test_table_is_json_without_nan():
-    table = subgroup_table(made())
-    assert json.loads(json.dumps(table, allow_nan=False)) == table
-    assert list(table) == ["method", "min_patients", "num_tests", "num_macro_tests", "groupings"]
-    assert [row["grouping"] for row in table["groupings"]] == ["sex", "age", "view"]
-    group = group_of(table, "view", "PA")
-    assert list(group) == ["group", "num_images", "num_patients", "macro", "findings"]
-    names = "finding auc low high num_positives num_positive_patients difference se p p_holm too_small"
-    assert set(group["findings"][0]) == set(names.split())
-    assert set(group["macro"]) == set("auc low high num_findings difference se p p_holm".split())
-
-
-def test_order_names_and_copies_change_nothing():
-    predictions = made(seed=2)
-    expected = subgroup_table(predictions)
-    order = np.random.default_rng(0).permutation(900).tolist()
-    names = [f"patient {7 * int(patient) % 1000}" for patient in predictions.patient_ids]
-    shuffled = subgroup_table(changed(changed(predictions, patient_ids=names), rows=order))
-    copied = copies(predictions, 3)
-    for other in (shuffled, subgroup_table(copied)):
-        for grouping in GROUPINGS:
-            for group in (*GROUPINGS[grouping], UNKNOWN):
-                before, after = group_of(expected, grouping, group), group_of(other, grouping, group)
-                for a, b in zip([*before["findings"], before["macro"]], [*after["findings"], after["macro"]]):
-                    for name in ("auc", "low", "high", "difference", "se", "p", "p_holm"):
-                        assert a[name] == (None if b[name] is None else pytest.approx(b[name], rel=1e-8))
-                assert before["num_patients"] == after["num_patients"]
-
-
-def test_no_image_and_one_class_have_no_numbers():
-    none = Predictions([], [], [], [], [], np.zeros((0, L)), np.zeros((0, L)))
-    for predictions in (none, changed(made(), targets_NL=np.zeros((900, L)))):
-        table = subgroup_table(predictions)
-        assert (table["num_tests"], table["num_macro_tests"]) == (0, 0)
-        for grouping in table["groupings"]:
-            for group in grouping["groups"]:
-                assert all(row["too_small"] and row["auc"] is None for row in group["findings"])
-                assert (group["macro"]["auc"], group["macro"]["num_findings"]) == (None, 0)
 
 
 @pytest.mark.parametrize(
