@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chestxray_vit.artifacts.metadata import read_metadata
-from chestxray_vit.artifacts.predictions import COLUMNS, Predictions, read_predictions, write_predictions
+from chestxray_vit.artifacts.predictions import Predictions, read_predictions, write_predictions
+from chestxray_vit.artifacts.predictions_rows import ABOUT
 from tests.robustness.hostile.fuzz import edited, edits, fuzzed, garbage, read
 
 # metadata.jsonl.
@@ -95,7 +96,7 @@ def test_edited_metadata_is_read_or_refused(image_folder, rows, changes):
     row=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
         lambda inner: (
-            st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*COLUMNS[:5], "labels", "split"]), inner)
+            st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*ABOUT, "labels", "split"]), inner)
         ),
         max_leaves=20,
     )
