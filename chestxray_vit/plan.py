@@ -21,8 +21,9 @@ from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline import ipu_config
 from chestxray_vit.pipeline.pipeline_config import PipelineConfig
-from chestxray_vit.pipeline.schedule import DRAWN, SCHEDULES, bubble_of, draw_schedule, simulate
-from chestxray_vit.pipeline.stage_plan import ESTIMATE, StagePlan, balance, imbalance_of
+from chestxray_vit.pipeline.schedule import MAX_SHOWN, SCHEDULES, bubble_of, draw_schedule, simulate
+from chestxray_vit.pipeline.stage_cost import balance, imbalance_of
+from chestxray_vit.pipeline.stage_plan import ESTIMATE, StagePlan
 
 SIZES = "image_size patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size".split()
 NAMES = {"1f1b": "1F1B", "gpipe": "GPipe"}
@@ -30,7 +31,7 @@ WIDTH = 110
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line of this stage."""
+    """Return the command line of this command."""
     result = argparse.ArgumentParser(
         prog="python -m chestxray_vit.plan",
         description="Show the stage plan of an ipu_config.json: layers, FLOPs and memory of each IPU, and the share of "
@@ -65,17 +66,17 @@ def parser() -> argparse.ArgumentParser:
 
 @cli_main
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the stage."""
+    """Run the command."""
     args = parser().parse_args(argv)
-    shape = _shape(args)
+    size = _model_size(args)
     config = ipu_config.read_ipu_config(args.config, ipu_config.num_ipus(args.n_ipu), args.ipu_config_overrides)
     if args.balance is not None:
-        print(_balanced(config, shape, args.balance, args.json))
+        print(_balanced(config, size, args.balance, args.json))
         return 0
-    training = StagePlan.from_config(config, shape, args.micro_batch_size, args.fp32)
-    inference = StagePlan.from_config(config, shape, args.micro_batch_size, args.fp32, inference=True)
+    training = StagePlan.from_config(config, size, args.micro_batch_size, args.fp32)
+    inference = StagePlan.from_config(config, size, args.micro_batch_size, args.fp32, inference=True)
     if args.check:
-        return _check(args, config, shape)
+        return _check(args, config, size)
     if args.json:
         both = {"training": training.to_dict(), "inference": inference.to_dict()}
         print(json.dumps({"config": args.config, "model": args.model_name_or_path, **both}, indent=2, allow_nan=False))
@@ -86,16 +87,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace, config: PipelineConfig, shape: ViTSize) -> int:
-    from chestxray_vit.pipeline import equivalence as check  # only here: it loads torch
+def _check(args: argparse.Namespace, config: PipelineConfig, size: ViTSize) -> int:
+    from chestxray_vit.pipeline.equivalence import Comparison, compare_with_whole_model  # only here: it loads torch
 
-    return check.check(
-        config, shape, micro_batch_size=args.micro_batch_size, device=args.device, schedule=args.schedule
-    )
+    return compare_with_whole_model(Comparison(config, size, args.micro_batch_size, args.device, args.schedule))
 
 
-def _shape(args: argparse.Namespace) -> ViTSize:
-    """Return the shape of the checkpoint, or that of the size flags."""
+def _model_size(args: argparse.Namespace) -> ViTSize:
+    """Return the size of the checkpoint, or that of the size flags."""
     sizes = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
     if not args.model_name_or_path:
         return ViTSize(**sizes)
@@ -121,17 +120,17 @@ def _shape(args: argparse.Namespace) -> ViTSize:
     return size if is_run else replace(size, num_labels=len(NIH_CHESTXRAY14))
 
 
-def _balanced(config: PipelineConfig, shape: ViTSize, num_stages: int, as_json: bool) -> str:
+def _balanced(config: PipelineConfig, size: ViTSize, num_stages: int, as_json: bool) -> str:
     """Return the balanced layers, the fragment for ipu_config.json, and the imbalance before and after.
 
     A configuration whose layers are not the model's has no imbalance before; this is what mends it.
     """
-    layers = balance(shape, num_stages)
+    layers = balance(size, num_stages)
     fragment = {"ipus_per_replica": num_stages, "layers_per_ipu": list(layers)}
-    after = imbalance_of(shape.stage_flops(layers))
+    after = imbalance_of(size.stage_flops(layers))
     mode = config.training
     try:
-        before: Optional[float] = imbalance_of(shape.stage_flops(mode.layers_by_ipu(shape.num_hidden_layers)))
+        before: Optional[float] = imbalance_of(size.stage_flops(mode.layers_by_ipu(size.num_hidden_layers)))
     except ValueError:
         before = None
     if as_json:
@@ -139,7 +138,7 @@ def _balanced(config: PipelineConfig, shape: ViTSize, num_stages: int, as_json: 
     now = "not of this model now" if before is None else f"{before:.3f} now on {_count(mode.ipus_per_replica, 'IPU')}"
     return "\n".join(
         [
-            f"{_count(shape.num_hidden_layers, 'layer')} on {_count(num_stages, 'IPU')}: {' '.join(map(str, layers))}",
+            f"{_count(size.num_hidden_layers, 'layer')} on {_count(num_stages, 'IPU')}: {' '.join(map(str, layers))}",
             f"imbalance, slowest IPU over mean: {now}, {after:.3f} then",
             json.dumps(fragment),
         ]
@@ -172,12 +171,12 @@ def _count(number: int, noun: str) -> str:
 
 
 def _headline(args: argparse.Namespace, plan: StagePlan) -> str:
-    shape, mode = plan.shape, plan.mode
+    size, mode = plan.size, plan.mode
     million = sum(stage.parameters for stage in plan.stages) / 1e6
     model = f"{args.model_name_or_path}, a ViT" if args.model_name_or_path else "a ViT"
     return _filled(
-        f"{args.config} for {model} of {million:.1f} M parameters, {_count(shape.num_hidden_layers, 'layer')} x "
-        f"{shape.hidden_size}: {_count(mode.num_ipus, 'IPU')}, {_count(mode.replication_factor, 'replica')} of "
+        f"{args.config} for {model} of {million:.1f} M parameters, {_count(size.num_hidden_layers, 'layer')} x "
+        f"{size.hidden_size}: {_count(mode.num_ipus, 'IPU')}, {_count(mode.replication_factor, 'replica')} of "
         f"{_count(mode.ipus_per_replica, 'stage')}, float{32 if plan.fp32 else 16}"
     )
 
@@ -211,7 +210,7 @@ def _plot(plan: StagePlan, args: argparse.Namespace) -> None:
     mean = sum(stage.flops for stage in plan.stages) / len(plan.stages)
     costs = [stage.flops / mean for stage in plan.stages]
     bubble = bubble_of(simulate(costs, plan.num_micro_batches, args.schedule))
-    shown = min(plan.num_micro_batches, DRAWN)
+    shown = min(plan.num_micro_batches, MAX_SHOWN)
     slots = simulate(costs, shown, args.schedule)
     title = f"{args.config}, {NAMES[args.schedule]}, backward = 2 forwards: {_count(shown, 'micro-batch')}"
     if shown < plan.num_micro_batches:

@@ -1,17 +1,17 @@
 """One update through the pipeline and through the whole model, compared tensor by tensor.
 
 The update is plain gradient descent: AdamW divides each gradient by its own size, and so makes whole steps of mere
-rounding where a gradient is zero, as a key's bias has it."""
+rounding where a gradient is zero, as that of a key's bias is."""
 
 from __future__ import annotations
 
 import copy
 import os
-import sys
 import tempfile
 import time
-from dataclasses import asdict
-from typing import Dict, List, Tuple
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -27,12 +27,48 @@ LEARNING_RATE = 0.1
 TOLERANCE = 1e-5  # of the largest value compared: float32 has 24 bits, and sums of many terms lose some
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        config: the pipeline configuration.
+        size: of the model, whose weights are drawn at random.
+        micro_batch_size: images of a micro-batch.
+        device: `cpu` or `cuda`.
+        schedule: one of `schedule.SCHEDULES`.
+        tolerance: share of the largest value that a difference may have.
+    """
+
+    config: PipelineConfig
+    size: ViTSize
+    micro_batch_size: int = 1
+    device: str = "cpu"
+    schedule: str = "1f1b"
+    tolerance: float = TOLERANCE
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the pipeline, and processes of the comparison."""
+        return self.config.training.ipus_per_replica
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update computes: the loss, the gradients, the weights after it, and its seconds."""
+
+    loss: float
+    gradients: Dict[str, torch.Tensor]
+    weights: Dict[str, torch.Tensor]
+    seconds: float
+
+
 class Stopwatch:
     """Seconds that a stage computes, by wrapping its forward and backward of a micro-batch."""
 
-    def __init__(self, runner):
+    def __init__(self, runner: Any) -> None:
         """Args: runner: a `torch.distributed.pipelining.PipelineStage`."""
-        self.reset()
+        self.forward, self.backward = 0.0, 0.0
         for name in ("forward", "backward"):
             setattr(runner, f"{name}_one_chunk", self._timed(getattr(runner, f"{name}_one_chunk"), name))
 
@@ -40,8 +76,8 @@ class Stopwatch:
         """Start again from zero."""
         self.forward, self.backward = 0.0, 0.0
 
-    def _timed(self, call, name: str):
-        def timed(*args, **options):
+    def _timed(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def timed(*args: Any, **options: Any) -> Any:
             start = time.perf_counter()
             result = call(*args, **options)
             setattr(self, name, getattr(self, name) + time.perf_counter() - start)
@@ -50,114 +86,116 @@ class Stopwatch:
         return timed
 
 
-def check(
-    config: PipelineConfig,
-    shape: ViTSize,
-    micro_batch_size: int,
-    device: str,
-    schedule: str,
-    tolerance: float = TOLERANCE,
-) -> int:
-    """Run the comparison in a process a stage, print it, and return the exit code.
+def compare_with_whole_model(comparison: Comparison) -> int:
+    """Run the comparison with one process for each stage, print it, and return the exit code.
 
-    Args:
-        config: of `ipu_config.read_ipu_config`.
-        shape: of the model, whose weights are drawn at random.
-        micro_batch_size: images of a micro-batch.
-        device: `cpu` or `cuda`.
-        schedule: one of `schedule.SCHEDULES`.
-        tolerance: share of the largest value that a difference may have.
+    Raises:
+        InputError: the layers are not the model's, or there are fewer CUDA devices than stages.
     """
-    config.check_layers(shape.num_hidden_layers)
-    stages = config.training.ipus_per_replica
-    if device == "cuda" and torch.cuda.device_count() < stages:
+    comparison.config.check_layers(comparison.size.num_hidden_layers)
+    stages = comparison.num_stages
+    if comparison.device == "cuda" and torch.cuda.device_count() < stages:
         raise InputError(f"--device cuda: {stages} stages need as many devices, found {torch.cuda.device_count()}.")
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (stages, config, shape, micro_batch_size, device, schedule, tolerance, folder)
-        torch.multiprocessing.spawn(_run, arguments, nprocs=stages)
-        return int(os.path.exists(os.path.join(folder, "mismatch")))
+        torch.multiprocessing.spawn(_run_stage, (comparison, folder), nprocs=stages)
+        return int(Path(folder, "mismatch").exists())
 
 
-def _run(
-    rank: int,
-    stages: int,
-    config: PipelineConfig,
-    shape: ViTSize,
-    micro: int,
-    device: str,
-    schedule: str,
-    tolerance: float,
-    folder: str,
-) -> None:
+def _run_stage(rank: int, comparison: Comparison, folder: str) -> None:
     """Be one stage; the first also runs the whole model, and prints."""
+    stages, on_cuda = comparison.num_stages, comparison.device == "cuda"
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // stages))
-    where = torch.device(device, rank) if device == "cuda" else torch.device("cpu")
+    device = torch.device("cuda", rank) if on_cuda else torch.device("cpu")
     torch.distributed.init_process_group(
-        "nccl" if device == "cuda" else "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=stages
+        "nccl" if on_cuda else "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=stages
     )
-    whole, pixels, labels_NL = draw(shape, micro * config.training.gradient_accumulation_steps)
-    vit = copy.deepcopy(whole)
-    recompute = config.recompute_checkpoint_every_layer
-    pipeline = Pipeline(vit, place_of(stages, where), config.training, micro, recompute, schedule)
-    pixels, labels_NL = pixels.to(where), labels_NL.to(where)
-    pipeline.step(pixels, labels_NL)  # once unmeasured: the stages get to know each other's shapes
+    micro, mode = comparison.micro_batch_size, comparison.config.training
+    whole, pixels, labels_NL = draw(comparison.size, micro * mode.gradient_accumulation_steps)
+    vit, recompute = copy.deepcopy(whole), comparison.config.recompute_checkpoint_every_layer
+    pipeline = Pipeline(vit, place_of(stages, device), mode, micro, recompute, comparison.schedule)
+    update, times = _piped_update(pipeline, vit, pixels.to(device), labels_NL.to(device))
+    if update is not None and times is not None:
+        expected = _whole_update(whole, pixels, labels_NL, micro)
+        if not _report(update, expected, times, comparison.tolerance):
+            Path(folder, "mismatch").touch()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def _piped_update(
+    pipeline: Pipeline, vit: ViTForImageClassification, pixels: torch.Tensor, labels_NL: torch.Tensor
+) -> Tuple[Optional[Update], Optional[Dict[str, Tuple[float, float]]]]:
+    """Make an update through the pipeline; return it and the stages' forward and backward seconds, on the first."""
+    pipeline.step(pixels, labels_NL)  # once unmeasured: the stages exchange the shapes of their tensors
     vit.zero_grad()
     watch = Stopwatch(pipeline.runner)
     torch.distributed.barrier()
     start = time.perf_counter()
     loss = pipeline.step(pixels, labels_NL)
-    wall = time.perf_counter() - start
-    gradients = {name: parameter.grad.cpu() for name, parameter in vit.named_parameters()}
+    seconds = time.perf_counter() - start
+    gradients = pipeline.gather(_gradients(vit))
     torch.optim.SGD(vit.parameters(), lr=LEARNING_RATE).step()
-    gathered = pipeline.gather(gradients), pipeline.weights()
-    times = pipeline.gather({f"stage {rank}": (watch.forward, watch.backward, wall)})
-    if rank == 0:
-        seconds, expected = train_whole(whole, pixels.cpu(), labels_NL.cpu(), micro)
-        torch.optim.SGD(whole.parameters(), lr=LEARNING_RATE).step()
-        same = _report(whole, seconds, (loss.item(), expected), *gathered, times, tolerance)
-        if not same:
-            open(os.path.join(folder, "mismatch"), "w").close()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    weights = pipeline.weights()
+    name = f"stage {pipeline.place.stage}"
+    measured = pipeline.gather({name: (watch.forward, watch.backward, seconds)})
+    if gradients is None or weights is None or measured is None:
+        return None, None
+    slowest = max(wall for _, _, wall in measured.values())
+    times = {name: (forward, backward) for name, (forward, backward, _) in measured.items()}
+    return Update(loss.item(), gradients, weights, slowest), times
 
 
-def draw(shape: ViTSize, num_images: int) -> Tuple[ViTForImageClassification, torch.Tensor, torch.Tensor]:
-    """Return a model, pixels and labels, the same in every process."""
+def _whole_update(
+    vit: ViTForImageClassification, pixels: torch.Tensor, labels_NL: torch.Tensor, micro_batch_size: int
+) -> Update:
+    seconds, loss = train_whole(vit, pixels, labels_NL, micro_batch_size)
+    gradients = _gradients(vit)
+    torch.optim.SGD(vit.parameters(), lr=LEARNING_RATE).step()
+    return Update(loss, gradients, dict(vit.state_dict()), seconds)
+
+
+def _gradients(vit: ViTForImageClassification) -> Dict[str, torch.Tensor]:
+    return {name: weight.grad.cpu() for name, weight in vit.named_parameters() if weight.grad is not None}
+
+
+def draw(size: ViTSize, num_images: int) -> Tuple[ViTForImageClassification, torch.Tensor, torch.Tensor]:
+    """Return a model, pixels and labels at random, the same in every process."""
     torch.manual_seed(SEED)
-    fields = {name: value for name, value in asdict(shape).items() if name != "num_labels"}
-    vit = ViTForImageClassification(ViTConfig(**fields, num_labels=shape.num_labels)).train()
-    pixels = torch.rand(num_images, shape.num_channels, shape.image_size, shape.image_size) * 2 - 1
-    return vit, pixels, (torch.rand(num_images, shape.num_labels) < 0.3).float()
+    fields: Dict[str, Any] = asdict(size)
+    vit = ViTForImageClassification(ViTConfig(**fields)).train()
+    pixels = torch.rand(num_images, size.num_channels, size.image_size, size.image_size) * 2 - 1
+    return vit, pixels, (torch.rand(num_images, size.num_labels) < 0.3).float()
 
 
-def train_whole(vit, pixels: torch.Tensor, labels_NL: torch.Tensor, micro: int) -> Tuple[float, float]:
+def train_whole(vit: Any, pixels: torch.Tensor, labels_NL: torch.Tensor, micro_batch_size: int) -> Tuple[float, float]:
     """Compute an update's mean gradients without a pipeline, and return its seconds and its loss."""
     start, losses = time.perf_counter(), []
-    batches = len(pixels) // micro
-    for pixels_B, labels_BL in zip(pixels.split(micro), labels_NL.split(micro)):
+    batches = len(pixels) // micro_batch_size
+    for pixels_B, labels_BL in zip(pixels.split(micro_batch_size), labels_NL.split(micro_batch_size)):
         loss = binary_cross_entropy_with_logits(vit(pixel_values=pixels_B).logits, labels_BL)
         (loss / batches).backward()
         losses.append(loss.item())
     return time.perf_counter() - start, sum(losses) / batches
 
 
-def _report(vit, seconds: float, losses: Tuple[float, float], gradients, weights, times, tolerance: float) -> bool:
+def _report(update: Update, expected: Update, times: Dict[str, Tuple[float, float]], tolerance: float) -> bool:
     """Print the comparison and the times; return whether all is the same."""
-    expected = {name: parameter.grad for name, parameter in vit.named_parameters()}
     lines: List[str] = []
-    found, whole = ({"": torch.tensor(loss)} for loss in losses)
-    same = compare(lines, "loss", found, whole, tolerance)
-    same &= compare(lines, "gradient", gradients, expected, tolerance)
-    same &= compare(lines, "updated weight", weights, dict(vit.state_dict()), tolerance)
+    loss, expected_loss = ({"": torch.tensor(one.loss)} for one in (update, expected))
+    same = compare(lines, "loss", loss, expected_loss, tolerance)
+    same &= compare(lines, "gradient", update.gradients, expected.gradients, tolerance)
+    same &= compare(lines, "updated weight", update.weights, expected.weights, tolerance)
     print("\n".join(lines))
-    wall = max(wall for _, _, wall in times.values())
     print(f"\n{'':10}  forward  backward     idle")
-    for name, (forward, backward, _) in times.items():
-        print(f"{name:10} {forward:6.3f} s  {backward:6.3f} s   {1 - (forward + backward) / wall:6.1%}")
-    idle = 1 - sum(forward + backward for forward, backward, _ in times.values()) / (wall * len(times))
-    cores = os.cpu_count()
-    print(f"one update: pipeline {wall:.3f} s, whole model {seconds:.3f} s; idle {idle:.1%} (on {cores} cores)")
-    print("the pipeline is the model" if same else "MISMATCH: the pipeline is not the model", file=sys.stdout)
+    for name, (forward, backward) in times.items():
+        idle = 1 - (forward + backward) / update.seconds
+        print(f"{name:10} {forward:6.3f} s  {backward:6.3f} s   {idle:6.1%}")
+    idle = 1 - sum(map(sum, times.values())) / (update.seconds * len(times))
+    print(
+        f"one update: pipeline {update.seconds:.3f} s, whole model {expected.seconds:.3f} s; idle {idle:.1%} "
+        f"(on {os.cpu_count()} cores)"
+    )
+    print("the pipeline is the model" if same else "MISMATCH: the pipeline is not the model")
     return same
 
 

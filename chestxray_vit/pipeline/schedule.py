@@ -10,7 +10,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from chestxray_vit.storage.atomic import PathLike, atomic_write
 
 SCHEDULES = ("1f1b", "gpipe")
-DRAWN = 16  # micro-batches in a picture: of more, none can be told apart
+MAX_SHOWN = 16  # micro-batches in a picture: more could not be distinguished
 COLOURS, INK = ("#8fb8de", "#2f5d8a"), ("black", "white")  # forward, backward
 Pass = Tuple[int, int, bool]  # stage, micro-batch, backward
 
@@ -97,47 +97,45 @@ def draw_schedule(slots: Sequence[Slot], path: PathLike, title: Optional[str] = 
 
     Args:
         slots: of `simulate`. Of more than 16 micro-batches, only 16 micro-batches' worth of time is drawn.
-        path: of the PNG, whole or not at all.
+        path: of the PNG, written whole or not at all.
         title: by default the stages, the micro-batches, and the bubble of all slots.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
     num_stages, num_micro = 1 + max(slot.stage for slot in slots), 1 + max(slot.micro_batch for slot in slots)
-    until = max(slot.end for slot in slots) * min(1.0, DRAWN / num_micro)
+    until = max(slot.end for slot in slots) * min(1.0, MAX_SHOWN / num_micro)
     figure = Figure(figsize=(12, 1.4 + 0.5 * num_stages), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.barh(range(num_stages), until, height=0.9, color="white", edgecolor="0.75", hatch="////", linewidth=0)
     for slot in slots:
         if slot.start < until:
-            width = min(slot.end, until) - slot.start
-            axes.barh(
-                slot.stage, width, 0.9, slot.start, color=COLOURS[slot.backward], edgecolor="white", linewidth=0.8
-            )
-            if width > until / 70:  # else the number is wider than its slot
-                axes.text(
-                    slot.start + width / 2,
-                    slot.stage,
-                    str(slot.micro_batch),
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color=INK[slot.backward],
-                )
+            _draw_slot(axes, slot, until)
     axes.set(xlim=(0, until), ylim=(num_stages - 0.5, -0.5), yticks=range(num_stages), xlabel="time, forward passes")
     axes.set_ylabel("stage")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(
-        title or f"{num_stages} stages, {num_micro} micro-batches: bubble {100 * bubble_of(slots):.1f} %",
-        loc="left",
-        fontsize=11,
-    )
-    keys = [Patch(facecolor=colour, label=label) for colour, label in zip(COLOURS, ("forward", "backward"))]
-    keys.append(Patch(facecolor="white", edgecolor="0.75", hatch="////", label="bubble"))
-    figure.legend(handles=keys, loc="outside right upper", frameon=False)
+    default = f"{num_stages} stages, {num_micro} micro-batches: bubble {100 * bubble_of(slots):.1f} %"
+    axes.set_title(title or default, loc="left", fontsize=11)
+    _add_legend(figure)
     with atomic_write(path) as aside:
         figure.savefig(aside, dpi=120, format="png")
     return figure
+
+
+def _draw_slot(axes: Any, slot: Slot, until: float) -> None:
+    """Draw a bar with the number of its micro-batch, which is left out where it would be wider than the bar."""
+    width = min(slot.end, until) - slot.start
+    axes.barh(slot.stage, width, 0.9, slot.start, color=COLOURS[slot.backward], edgecolor="white", linewidth=0.8)
+    if width > until / 70:
+        centre, ink = slot.start + width / 2, INK[slot.backward]
+        axes.text(centre, slot.stage, str(slot.micro_batch), ha="center", va="center", fontsize=8, color=ink)
+
+
+def _add_legend(figure: Any) -> None:
+    from matplotlib.patches import Patch
+
+    keys = [Patch(facecolor=colour, label=label) for colour, label in zip(COLOURS, ("forward", "backward"))]
+    keys.append(Patch(facecolor="white", edgecolor="0.75", hatch="////", label="bubble"))
+    figure.legend(handles=keys, loc="outside right upper", frameon=False)

@@ -85,9 +85,9 @@ def place_of(num_stages: int, device: torch.device) -> Place:
     return Place(rank % num_stages, num_stages, rank // num_stages, processes // num_stages, device, *groups)
 
 
-def parts_of(vit: nn.Module) -> Tuple[nn.Module, nn.ModuleList, nn.Module, nn.Module]:
+def parts_of(vit: Any) -> Tuple[nn.Module, nn.ModuleList, nn.Module, nn.Module]:
     """Return embeddings, encoder layers, final norm and head, whatever the version of transformers calls them."""
-    body = vit.base_model
+    body: Any = vit.base_model
     layers = next(module for module in body.modules() if isinstance(module, nn.ModuleList))
     return body.embeddings, layers, body.layernorm, vit.classifier
 
@@ -95,7 +95,7 @@ def parts_of(vit: nn.Module) -> Tuple[nn.Module, nn.ModuleList, nn.Module, nn.Mo
 class Stage(nn.Module):
     """The part of a ViT that one process holds."""
 
-    def __init__(self, vit: nn.Module, place: Place, layers_by_ipu: Tuple[int, ...], recompute: bool):
+    def __init__(self, vit: Any, place: Place, layers_by_ipu: Tuple[int, ...], recompute: bool) -> None:
         """Cut the model in place: what other stages hold becomes nothing, and keeps its place for the names.
 
         Args:
@@ -107,23 +107,23 @@ class Stage(nn.Module):
         super().__init__()
         _, layers, _, _ = parts_of(vit)
         first = sum(layers_by_ipu[: place.stage])
-        own = range(first, first + layers_by_ipu[place.stage])
-        for number in set(range(len(layers))) - set(own):
-            layers[number] = nn.Identity()
+        layer_indices = range(first, first + layers_by_ipu[place.stage])
+        for index in set(range(len(layers))) - set(layer_indices):
+            layers[index] = nn.Identity()
         body = vit.base_model
         if not place.is_first:
             body.embeddings = nn.Identity()
         if not place.is_last:
             body.layernorm, vit.classifier = nn.Identity(), nn.Identity()
         self.vit = vit
-        self.place, self.own, self.recompute = place, own, recompute
+        self.place, self.layer_indices, self.recompute = place, layer_indices, recompute
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return hidden states (B, T, D), or the logits (B, L), from pixels (B, 3, H, W) or hidden states."""
         embeddings, layers, norm, head = parts_of(self.vit)
         hidden_BTD = embeddings(inputs) if self.place.is_first else inputs
-        for number in self.own:
-            hidden_BTD = self._layer(layers[number], hidden_BTD)
+        for index in self.layer_indices:
+            hidden_BTD = self._layer(layers[index], hidden_BTD)
         return head(norm(hidden_BTD)[:, 0]) if self.place.is_last else hidden_BTD
 
     def _layer(self, layer: nn.Module, hidden_BTD: torch.Tensor) -> torch.Tensor:
@@ -144,7 +144,7 @@ class Pipeline:
 
     def __init__(
         self,
-        vit: nn.Module,
+        vit: Any,
         place: Place,
         mode: PipelineMode,
         micro_batch: int,
@@ -197,7 +197,7 @@ class Pipeline:
         """
         losses: List[torch.Tensor] = []
         inputs = (pixels,) if self.place.is_first else ()
-        targets = {"target": labels_NL, "losses": losses} if self.place.is_last else {}
+        targets: Dict[str, Any] = {"target": labels_NL, "losses": losses} if self.place.is_last else {}
         self.schedule.step(*inputs, **targets, return_outputs=False)
         loss = torch.stack(losses).mean().detach() if losses else torch.zeros((), device=self.place.device)
         torch.distributed.broadcast(loss, self.place.rank(self.place.num_stages - 1), group=self.place.pipeline)
@@ -224,9 +224,11 @@ class Pipeline:
         Returns:
             The logits (N, L) on the last stage, else None.
         """
-        place, logits, sent = self.place, [], []
+        place, sent = self.place, []
+        logits: List[torch.Tensor] = []
         for start in range(0, num_images, self.micro_batch):
             if place.is_first:
+                assert pixels is not None
                 inputs = pixels[start : start + self.micro_batch]
             else:
                 inputs = torch.empty(self.hidden_shape, device=place.device)
@@ -239,7 +241,8 @@ class Pipeline:
                 send = torch.distributed.isend(output, place.rank(place.stage + 1), group=place.pipeline)
                 sent.append((send, output))  # the tensor must live until it is sent
         for send, _ in sent:
-            send.wait()
+            if send is not None:  # None where this process is in no group with the next
+                send.wait()
         return torch.cat(logits) if logits else None
 
     def gradient_norm(self) -> torch.Tensor:

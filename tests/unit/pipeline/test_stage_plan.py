@@ -12,7 +12,8 @@ from chestxray_vit.errors import InputError
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline.ipu_config import known_names, read_ipu_config
 from chestxray_vit.pipeline.schedule import bubble_of, simulate
-from chestxray_vit.pipeline.stage_plan import IPU_BYTES, StagePlan, balance, imbalance_of
+from chestxray_vit.pipeline.stage_cost import IPU_BYTES, balance, imbalance_of
+from chestxray_vit.pipeline.stage_plan import StagePlan
 
 POD4 = read_ipu_config("vit-base-pod4")
 SMALL = ViTSize(
