@@ -144,7 +144,8 @@ def test_a_full_temporary_folder(path):
     )
 
 
-def test_memory_does_not_grow_with_the_rows(tmp_path):
+@pytest.mark.parametrize("split", [None, "train"])
+def test_memory_does_not_grow_with_the_rows(tmp_path, split):
     """At most 100 bytes a row at the highest; as strings and Arrow columns they took 1,800."""
     code = (
         "import sys, tracemalloc, pyarrow; from pathlib import Path\n"
@@ -154,7 +155,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         "read_metadata(first)\n"
         "tracemalloc.start()\n"
         "for path in paths:\n"
-        "    table = read_metadata(path)\n"
+        f"    table = read_metadata(path, {split!r})\n"
         "    print(tracemalloc.get_traced_memory()[1] + sum(pool.max_memory() for pool in pools))"
     )
     paths = []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -169,6 +171,22 @@ def test_what_an_open_data_set_knows(dataset):
         assert (rows.to_dict(), rows._fingerprint) == (again.to_dict(), again._fingerprint)
     with pytest.raises(dataclasses.FrozenInstanceError):
         opened.metadata = None
+
+
+def test_a_data_set_of_release_0_5(dataset):
+    """It holds patient ids as numbers, and a report without a label set: the rows are the same."""
+    expected = open_dataset(dataset).split().to_dict()
+    path = dataset / "images" / "metadata.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("".join(re.sub(r'"patient_id": "(\d)"', r'"patient_id": \1', line) + "\n" for line in lines))
+    assert '"patient_id": 3, ' in path.read_text()
+    report = json.loads((dataset / "images" / "ingest_report.json").read_text())
+    del report["label_set"]
+    (dataset / "images" / "ingest_report.json").write_text(json.dumps(report))
+    opened = open_dataset(dataset)
+    assert (opened.split().to_dict(), opened.label_set) == (expected, NIH_CHESTXRAY14)
+    (dataset / "images" / "ingest_report.json").unlink()
+    assert open_dataset(dataset).label_set == NIH_CHESTXRAY14
 
 
 # find_metadata
