@@ -26,8 +26,6 @@ IMAGEFOLDER_ROWS = 4_000  # of all it would take minutes; it asks for every file
 
 def ingest_in_process(scratch: Path, num_rows: int) -> List[Result]:
     """CSV to N-hot metadata.jsonl, against the tutorial's pandas route, which writes labels alone and no split."""
-    import pandas
-
     from chestxray_vit.artifacts.metadata_writer import metadata_lines
     from chestxray_vit.data import ingestion
     from chestxray_vit.data.readers import nih
@@ -39,18 +37,7 @@ def ingest_in_process(scratch: Path, num_rows: int) -> List[Result]:
     names: List[str] = []
 
     def tutorial() -> None:
-        table = pandas.read_csv(table_path)
-        names[:] = np.unique(table["Finding Labels"].str.split("|").aggregate(np.concatenate)).tolist()
-        column_of = {name: index for index, name in enumerate(names)}
-
-        def to_n_hot(cell: str) -> np.ndarray:
-            labels = np.zeros(len(names))
-            labels[[column_of[name] for name in cell.split("|")]] = 1
-            return labels
-
-        table["labels"] = table["Finding Labels"].apply(to_n_hot)
-        table = table[["Image Index", "labels"]].rename(columns={"Image Index": "file_name"})
-        table.to_json(theirs, orient="records", lines=True)
+        names[:] = _write_by_pandas(table_path, theirs)
 
     def package() -> None:
         entries = nih.read_entries(table_path)
@@ -68,14 +55,37 @@ def ingest_in_process(scratch: Path, num_rows: int) -> List[Result]:
 
     ways = {"tutorial": tutorial, "package": package, "limit": read_and_write}
     seconds = interleave(ways, 5, time.process_time)
+    _check_labels(names, theirs, ours)
+    work = f"CSV to metadata.jsonl in process ({source})"
+    values = seconds["package"], seconds["tutorial"], "tutorial's pandas", 5, None, seconds["limit"]
+    return [Result("ingest", work, "CPU s", *values, "read and write of the bytes")]
+
+
+def _write_by_pandas(table_path: Path, target: Path) -> List[str]:
+    """Write N-hot labels as the tutorial does, and return their names."""
+    import pandas
+
+    table = pandas.read_csv(table_path)
+    names = np.unique(table["Finding Labels"].str.split("|").aggregate(np.concatenate)).tolist()
+    column_of = {name: index for index, name in enumerate(names)}
+
+    def to_n_hot(cell: str) -> np.ndarray:
+        labels = np.zeros(len(names))
+        labels[[column_of[name] for name in cell.split("|")]] = 1
+        return labels
+
+    table["labels"] = table["Finding Labels"].apply(to_n_hot)
+    table = table[["Image Index", "labels"]].rename(columns={"Image Index": "file_name"})
+    table.to_json(target, orient="records", lines=True)
+    return names
+
+
+def _check_labels(names: List[str], theirs: Path, ours: Path) -> None:
     with open(theirs) as their_lines, open(ours) as our_lines:
         for their, our in itertools.zip_longest(map(json.loads, their_lines), map(json.loads, our_lines)):
             assert our["file_name"] == f"images/{their['file_name']}"
             found = set(itertools.compress(names, their["labels"])) - {NO_FINDING}
             assert found == set(decode(our["labels"])), our["file_name"]
-    work = f"CSV to metadata.jsonl in process ({source})"
-    values = seconds["package"], seconds["tutorial"], "tutorial's pandas", 5, None, seconds["limit"]
-    return [Result("ingest", work, "CPU s", *values, "read and write of the bytes")]
 
 
 def ingest_end_to_end(scratch: Path, num_rows: int) -> List[Result]:

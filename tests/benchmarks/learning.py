@@ -11,20 +11,11 @@ import numpy as np
 
 from chestxray_vit.labels import FINDINGS
 from chestxray_vit.models.vit_size import ViTSize
-from tests.benchmarks import releases
-from tests.benchmarks.measure import Result, interleave
+from tests.benchmarks.gpu import training_on_gpu
+from tests.benchmarks.measure import Result, flags_of, interleave
 from tests.benchmarks.releases import FULL
 
 TEST_IMAGES, TEST_PATIENTS = 25_596, 2_797  # of NIH's test list
-# Dense bfloat16 FLOP/s by NVIDIA's data sheets, under the names that torch reports.
-PEAKS = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-}
 PREVALENCES = (0.128, 0.042, 0.182, 0.239, 0.068, 0.063, 0.022, 0.104, 0.071, 0.036, 0.043, 0.017, 0.045, 0.0034)
 
 
@@ -75,41 +66,38 @@ def training_step(scratch: Path, num_rows: int) -> List[Result]:
     the machine has them: bfloat16 on the CPU against float32, and a GPU against the plain Trainer and its peak.
     """
     import torch
-    from torch.utils.data import DataLoader, RandomSampler
-    from transformers import TrainerCallback
 
-    from chestxray_vit.data.dataset import collate
-    from chestxray_vit.models.vit import build_from_scratch
     from chestxray_vit.training import precision
-    from tests.helpers.engines import engine_of, trainer_of
 
     full = num_rows >= FULL
     size = ViTSize(224 if full else 32, 16, 3, 192, 12 if full else 1, 3, 768)  # ViT-Ti/16
-    batch, num_steps, rate, seed = 8, 52 if full else 6, 1e-4, 1337  # two do not count: the first of each
-    generator = torch.Generator().manual_seed(seed)
-    rows = [
-        {
-            "pixel_values": torch.randn(3, size.image_size, size.image_size, generator=generator),
-            "labels": torch.randint(0, 2, (len(FINDINGS),), generator=generator).float(),
-        }
-        for _ in range(batch * num_steps)
-    ]
+    batch = 8
+    times = _updates_in_turn(scratch, size, batch, 52 if full else 6)  # two do not count: the first of each
+    work = f"update of {'ViT-Ti/16 at 224' if full else 'a tiny ViT'} on {batch} images, CPU, float32"
+    results = [Result("step", work, "ms", times["package"], times["bare"], "bare PyTorch loop", at_least=0.97)]
+    base = ViTSize() if full else ViTSize(32, 16, hidden_size=32, num_hidden_layers=1, num_attention_heads=1)
+    name = "ViT-B/16 at 224" if full else "a tiny ViT"
+    if precision.has_bf16("cpu"):
+        results.append(_bfloat16_on_cpu(base, name, batch))
+    if torch.cuda.is_available():
+        results += training_on_gpu(scratch, base, name, "cuda")
+    return results
+
+
+def _updates_in_turn(scratch: Path, size: ViTSize, batch: int, num_steps: int) -> Dict[str, float]:
+    """Return the median milliseconds of an update by the bare loop and by the Trainer; both end at the same weights."""
+    import torch
+    from transformers import TrainerCallback
+
+    from chestxray_vit.models.vit import build_from_scratch
+    from tests.helpers.engines import engine_of, trainer_of
+
+    rate, seed = 1e-4, 1337
+    rows = _random_rows(size.image_size, batch * num_steps, seed)
     model, processor = build_from_scratch(size)
     bare, _ = build_from_scratch(size)
     bare.load_state_dict(model.state_dict())
-    bare.train()
-    optimizer = torch.optim.AdamW(bare.parameters(), lr=rate, weight_decay=0.0)
-    sampler = RandomSampler(rows, generator=torch.Generator().manual_seed(seed))
-    batches = iter(DataLoader(rows, batch, sampler=sampler, collate_fn=collate))
-
-    def bare_step() -> None:
-        inputs = next(batches)
-        logits_BL = bare(pixel_values=inputs["pixel_values"]).logits
-        torch.nn.functional.binary_cross_entropy_with_logits(logits_BL, inputs["labels"]).backward()
-        torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
+    bare_step = _bare_loop(bare.train(), rows, batch, rate, seed)
     seconds: Dict[str, List[float]] = {"bare": [], "package": []}
 
     class InTurn(TrainerCallback):
@@ -124,30 +112,48 @@ def training_step(scratch: Path, num_rows: int) -> List[Result]:
             seconds["bare"].append(self.last - start)
 
     schedule = {"num_train_epochs": 1, "learning_rate": rate, "lr_scheduler_type": "constant", "seed": seed}
-    flags = {**_flags(scratch), **schedule, "per_device_train_batch_size": batch}
+    flags = {**flags_of(scratch), **schedule, "per_device_train_batch_size": batch}
     trainer = trainer_of(model, processor, engine_of().arguments(flags), train=rows)
     trainer.add_callback(InTurn())
     trainer.train()
     for ours, theirs in zip(model.parameters(), bare.parameters()):
         torch.testing.assert_close(ours, theirs)
-    times = {name: 1000 * statistics.median(values[1:]) for name, values in seconds.items()}
-    work = f"update of {'ViT-Ti/16 at 224' if full else 'a tiny ViT'} on {batch} images, CPU, float32"
-    against_bare = Result("step", work, "ms", times["package"], times["bare"], "bare PyTorch loop", at_least=0.97)
-    base = ViTSize() if full else ViTSize(32, 16, hidden_size=32, num_hidden_layers=1, num_attention_heads=1)
-    name = "ViT-B/16 at 224" if full else "a tiny ViT"
-    results = [against_bare]
-    if precision.has_bf16("cpu"):
-        results.append(_bfloat16_on_cpu(base, name, batch))
-    if torch.cuda.is_available():
-        results += _on_gpu(scratch, base, name, "cuda")
-    return results
+    return {name: 1000 * statistics.median(values[1:]) for name, values in seconds.items()}
 
 
-def _flags(scratch: Path) -> Dict[str, Any]:
-    """Return values of TrainingArguments' fields: the recipe's, without what is not an update."""
-    from tests.helpers.engines import values_of
+def _random_rows(image_size: int, num_images: int, seed: int) -> List[Dict[str, Any]]:
+    import torch
 
-    return values_of(scratch / "run", save_strategy="no", disable_tqdm=True)
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "pixel_values": torch.randn(3, image_size, image_size, generator=generator),
+            "labels": torch.randint(0, 2, (len(FINDINGS),), generator=generator).float(),
+        }
+        for _ in range(num_images)
+    ]
+
+
+def _bare_loop(vit: Any, rows: List[Dict[str, Any]], batch: int, rate: float, seed: int) -> Callable[[], None]:
+    """Return what makes the next update, on the batches that the Trainer's sampler draws."""
+    import torch
+    from torch.utils.data import DataLoader, RandomSampler
+
+    from chestxray_vit.data.dataset import collate
+
+    optimizer = torch.optim.AdamW(vit.parameters(), lr=rate, weight_decay=0.0)
+    sampler = RandomSampler(rows, generator=torch.Generator().manual_seed(seed))
+    batches = iter(DataLoader(rows, batch, sampler=sampler, collate_fn=collate))
+
+    def step() -> None:
+        inputs = next(batches)
+        logits_BL = vit(pixel_values=inputs["pixel_values"]).logits
+        torch.nn.functional.binary_cross_entropy_with_logits(logits_BL, inputs["labels"]).backward()
+        torch.nn.utils.clip_grad_norm_(vit.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def _bfloat16_on_cpu(shape: ViTSize, name: str, batch: int) -> Result:
@@ -162,7 +168,7 @@ def _bfloat16_on_cpu(shape: ViTSize, name: str, batch: int) -> Result:
     ways = {}
     for half in (False, True):
         model, _ = build_from_scratch(shape)
-        precision.fit(model, engine_of().arguments({**_flags(Path()), "bf16": half}))
+        precision.fit(model, engine_of().arguments({**flags_of(Path()), "bf16": half}))
         ways[str(half)] = _update(model.train(), torch.optim.AdamW(model.parameters()), pixels, targets, half)
     times = {half: 1000 * seconds for half, seconds in interleave(ways, 3).items()}
     return Result(
@@ -182,104 +188,3 @@ def _update(model, optimizer, pixels, targets, half: bool) -> Callable[[], None]
         optimizer.zero_grad()
 
     return update
-
-
-def _on_gpu(scratch: Path, shape: ViTSize, name: str, device: str) -> List[Result]:
-    """Images a second of our Trainer, from the cache, against the plain one with the image processor on the fly."""
-    import torch
-    from transformers import Trainer, TrainingArguments
-
-    from chestxray_vit.data.cached_dataset import CachedXrays
-    from chestxray_vit.data.dataset import collate
-    from chestxray_vit.data.pixel_cache.build import build_cache
-    from chestxray_vit.data.pixel_cache.key import Resize
-    from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
-    from chestxray_vit.models.vit import build_from_scratch
-    from tests.helpers.engines import engine_of, trainer_of
-
-    model, processor = build_from_scratch(shape)
-    processor.save_pretrained(scratch / "vit")
-    preprocess = Preprocess(processor)
-    large = shape.image_size == 224
-    paths, source = releases.xrays_1024(scratch / "xrays", 256 if large else 8)
-    batch, num_ours, num_theirs = (64, 50, 3) if large else (2, 3, 2)
-    names = [path.name for path in paths]
-    cache = build_cache(paths[0].parent, names, Resize(preprocess.size, preprocess.resample), scratch / "cache")
-    same = {"per_device_train_batch_size": batch, "num_train_epochs": 1_000}
-    flags = {**_flags(scratch), **same, "max_steps": num_ours + 10}
-    ours = trainer_of(
-        model,
-        processor,
-        engine_of(device).arguments(flags),
-        device,
-        train=CachedXrays(_unlabelled(names), cache),
-        to_pixel_values=GreyToPixelValues(preprocess),
-    )
-    plain = TrainingArguments(
-        str(scratch / "plain"), bf16=ours.args.bf16, max_steps=num_theirs + 1, remove_unused_columns=False,
-        save_strategy="no", report_to="none", disable_tqdm=True, **same,
-    )  # fmt: skip
-    rates = {}
-    theirs = Trainer(build_from_scratch(shape)[0], plain, collate, _Decoding(paths, scratch / "vit"))
-    for way, trainer, first in (("ours", ours, 10), ("theirs", theirs, 1)):
-        clock = _clock(first)
-        trainer.add_callback(clock)
-        trainer.train()
-        rates[way] = batch * clock.num_updates / clock.seconds
-    gpu = torch.cuda.get_device_name() if device == "cuda" else device
-    work = f"training of {name}, {'bfloat16' if ours.args.bf16 else 'float32'}, batches of {batch}, {gpu} ({source})"
-    results = [Result("step", work, "images/s", rates["ours"], rates["theirs"], "plain Trainer, processor on the fly")]
-    if gpu in PEAKS:
-        # forward and backward, without recomputation, are three times the forward pass
-        flops = 3 * sum(shape.stage_flops([shape.num_hidden_layers]))
-        share = 100 * rates["ours"] * flops / PEAKS[gpu]
-        results.append(Result("step", f"share of {gpu}'s bfloat16 peak in that training", "%", share))
-    return results
-
-
-def _unlabelled(names: List[str]):
-    """Return rows as `load_xrays` does, without findings."""
-    import datasets
-
-    kinds = {"file_name": datasets.Value("string")}
-    kinds["labels"] = datasets.Sequence(datasets.Value("float32"), length=len(FINDINGS))
-    columns = {"file_name": names, "labels": np.zeros((len(names), len(FINDINGS)), np.float32)}
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
-
-
-def _clock(first: int):
-    """Return a callback that times a training's updates after the `first` ones, until the device is done."""
-    import torch
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        num_updates, seconds, start = 0, 0.0, 0.0
-
-        def on_step_end(self, args, state, control, **_):
-            if state.global_step in (first, state.max_steps):
-                if args.device.type == "cuda":
-                    torch.cuda.synchronize()
-                self.seconds, self.start = time.perf_counter() - self.start, time.perf_counter()
-                self.num_updates = state.global_step - first
-
-    return Clock()
-
-
-class _Decoding:
-    """X-rays as the checkpoint's image processor makes them, each time anew."""
-
-    def __init__(self, paths: List[Path], folder: Path):
-        from transformers import AutoImageProcessor
-
-        self.paths, self.processor = paths, AutoImageProcessor.from_pretrained(folder)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, place: int) -> Dict[str, Any]:
-        import torch
-        from PIL import Image
-
-        with Image.open(self.paths[place]) as image:
-            pixels_3HW = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-        return {"pixel_values": pixels_3HW, "labels": torch.zeros(len(FINDINGS))}

@@ -127,3 +127,10 @@ def _target(result: Result) -> str:
         return ""
     target = f"< {result.below:g} {result.unit}" if result.below is not None else f">= {result.at_least:g}x"
     return f"{target}: {'reached' if result.reached else 'MISSED'}"
+
+
+def flags_of(scratch: Path) -> Dict[str, Any]:
+    """Return values of TrainingArguments' fields: the recipe's, without what is not an update."""
+    from tests.helpers.engines import values_of
+
+    return values_of(scratch / "run", save_strategy="no", disable_tqdm=True)
