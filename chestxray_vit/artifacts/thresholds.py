@@ -1,4 +1,4 @@
-"""Thresholds by finding and rule: thresholds.json beside a model, and what they give, as auc.json holds it.
+"""Thresholds by finding and rule: thresholds.json beside a model, and what they give on other predictions.
 
 They are chosen on validation predictions; thresholds.json says on which file."""
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Dict, Optional, Sequence
 
 import numpy as np
 
@@ -17,18 +17,16 @@ from chestxray_vit.metrics.operating_points import (
     RULES,
     OperatingPoint,
     Table,
-    at_prevalence,
     choose_each,
     measure_codes,
 )
 from chestxray_vit.metrics.ranking import patient_codes
 from chestxray_vit.storage.atomic import PathLike, sha256
-from chestxray_vit.storage.json_files import none_for_nan, read_json, write_json
+from chestxray_vit.storage.json_files import read_json, write_json
 from chestxray_vit.storage.json_schema import MISSING, UNKNOWN, Mismatch, mismatches, object_of
 
 FILE = "thresholds.json"
 CALL = "score >= threshold"
-INTERVAL = "95 % Wilson intervals on the effective number of images, by patient (Rao and Scott 1992)"
 MOST_BYTES = 2**16  # of a thresholds.json; ours take 4 kB
 REMEDY = "Give a thresholds.json as chestxray_vit.evaluate writes it."
 TEXT = {"type": "string", "title": "a text"}
@@ -140,41 +138,3 @@ def _note(mismatch: Mismatch, problems: Problems) -> None:
         problems.add("an unknown entry", where, f"Expected {mismatch.expected}.")
     else:
         problems.add(f"an entry is not {mismatch.expected}", f"{where}: {mismatch.found}", REMEDY)
-
-
-def operating_table(
-    predictions: Predictions, validation: Predictions, prevalence: Optional[float] = None
-) -> Dict[str, Any]:
-    """Return what thresholds chosen on validation patients give on others, as auc.json holds it: None where undefined.
-
-    Args:
-        predictions: to measure on.
-        validation: of the same model, to choose on.
-        prevalence: at which PPV and NPV are given besides, in [0, 1]; None for none.
-    """
-    points = measure_all(predictions, choose_all(validation))
-    patients_N = np.asarray(validation.patient_ids, dtype=str)
-    return {
-        "call_positive_if": CALL,
-        "rules": {rule.name: rule.title for rule in RULES},
-        "interval": INTERVAL,
-        "prevalence": prevalence,
-        "findings": [
-            {
-                "finding": finding,
-                "chosen_on_positive_patients": len(set(patients_N[validation.targets_NL[:, index] == 1])),
-                "points": {name: _as_json(point, prevalence) for name, point in points[finding].items()},
-            }
-            for index, finding in enumerate(points)
-        ],
-    }
-
-
-def _as_json(point: Optional[OperatingPoint], prevalence: Optional[float]) -> Optional[Dict[str, Any]]:
-    if point is None:
-        return None
-    content = asdict(point)
-    if prevalence is not None:
-        ppv, npv = at_prevalence(point.sensitivity.value, point.specificity.value, prevalence)
-        content.update(ppv_at=ppv, npv_at=npv)
-    return none_for_nan(content)

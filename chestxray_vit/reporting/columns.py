@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Dict, Tuple
+from typing import Any, Dict
 
 from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.errors import InputError
 from chestxray_vit.labels import LabelSet
 
 
-def label_set_of(predictions: Predictions) -> LabelSet:
-    """Return the label set of predictions."""
-    return predictions.label_set
-
-
-def findings_of(predictions: Predictions) -> Tuple[str, ...]:
-    """Return the names of the findings, one a column."""
-    return label_set_of(predictions).findings
-
-
 def findings_only(predictions: Predictions) -> Predictions:
     """Return predictions without the column of the negative label: it is no finding, and in no macro AUC."""
-    label_set = label_set_of(predictions)
+    label_set = predictions.label_set
     if not label_set.has_negative_column:
         return predictions
     kept = LabelSet(label_set.name, label_set.findings, label_set.kind, label_set.negative)
@@ -40,18 +30,19 @@ def with_columns_of(predictions: Predictions, other: Predictions, what: str) -> 
     Raises:
         InputError: the labels differ.
     """
-    expected, found = findings_of(predictions), findings_of(other)
+    expected, found = predictions.label_set.findings, other.label_set.findings
     if set(expected) != set(found):
         raise InputError(
             f"{what} are of other labels. Expected {', '.join(expected)}; found {', '.join(found)}. "
             "Give predictions of a model for the same labels."
         )
-    label_set = label_set_of(predictions)
-    return other if label_set_of(other).names == label_set.names else _with_columns(other, label_set)
+    if other.label_set.names == predictions.label_set.names:
+        return other
+    return _with_columns(other, predictions.label_set)
 
 
 def _with_columns(predictions: Predictions, label_set: LabelSet) -> Predictions:
-    columns = [label_set_of(predictions).names.index(name) for name in label_set.names]
+    columns = [predictions.label_set.names.index(name) for name in label_set.names]
     replaced: Dict[str, Any] = {
         "targets_NL": predictions.targets_NL[:, columns],
         "scores_NL": predictions.scores_NL[:, columns],

@@ -12,14 +12,14 @@ from typing import Any, Dict, Optional, Sequence, Union
 from chestxray_vit import __version__
 from chestxray_vit.artifacts.evaluation import Source
 from chestxray_vit.artifacts.predictions import Predictions
-from chestxray_vit.artifacts.thresholds import operating_table
-from chestxray_vit.reporting.columns import findings_only, label_set_of, with_columns_of
+from chestxray_vit.reporting.columns import findings_only, with_columns_of
 from chestxray_vit.reporting.published_aucs import caution, published_aucs
 from chestxray_vit.reporting.schema import SCHEMA_VERSION
 from chestxray_vit.reporting.sections.auc_table import INTERVALS, auc_table
 from chestxray_vit.reporting.sections.calibration import calibration_table
 from chestxray_vit.reporting.sections.comparison import comparison
 from chestxray_vit.reporting.sections.curves import curves, mistakes
+from chestxray_vit.reporting.sections.operating_points import operating_table
 from chestxray_vit.reporting.sections.subgroups import subgroup_table
 
 
@@ -71,7 +71,7 @@ def build_report(inputs: Union[ReportInputs, Predictions], options: Options = Op
     predictions, validation, other = inputs.predictions, inputs.validation, inputs.compare_with
     is_synthetic = inputs.provenance is not None and bool(inputs.provenance["synthetic"])
     operating_points = None if validation is None else operating_table(predictions, validation, options.prevalence)
-    label_set = label_set_of(predictions)
+    label_set = predictions.label_set
     overall, rows = auc_table(predictions, options.interval)
     return {
         "schema_version": SCHEMA_VERSION,

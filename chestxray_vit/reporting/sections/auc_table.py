@@ -14,7 +14,6 @@ from chestxray_vit.metrics.bootstrap import bootstrap, finding_intervals, macro_
 from chestxray_vit.metrics.intervals import Estimate, Macro, logit_interval
 from chestxray_vit.metrics.ranking import average_precision
 from chestxray_vit.metrics.roc_auc import macro, obuchowski
-from chestxray_vit.reporting.columns import findings_of
 from chestxray_vit.storage.json_files import none_for_nan
 
 REPLICATES = 1000
@@ -37,9 +36,9 @@ def auc_table(predictions: Predictions, interval: str) -> Tuple[Dict[str, Any], 
     targets_NL, scores_NL = predictions.targets_NL, predictions.scores_NL
     patients_N = np.unique(np.asarray(predictions.patient_ids, dtype=str), return_inverse=True)[1]
     overall, estimates = _estimates(targets_NL, scores_NL, patients_N, interval)
-    columns = zip(findings_of(predictions), targets_NL.T, scores_NL.T, estimates)
     rows = [
-        _row(finding, targets_N, scores_N, patients_N, estimate) for finding, targets_N, scores_N, estimate in columns
+        _row(finding, targets_N, scores_N, patients_N, estimate)
+        for (finding, targets_N, scores_N), estimate in zip(predictions.columns(), estimates)
     ]
     return _macro(overall, rows), rows
 

@@ -22,7 +22,6 @@ from chestxray_vit.metrics.calibration import (
     reliability,
     slope_and_intercept,
 )
-from chestxray_vit.reporting.columns import findings_of
 from chestxray_vit.storage.json_files import none_for_nan
 
 
@@ -34,8 +33,7 @@ def calibration_table(predictions: Predictions, validation: Optional[Predictions
         validation: of the same model on other patients, to fit the recalibrations on; without it there are none.
     """
     rows = []
-    for index, finding in enumerate(findings_of(predictions)):
-        targets_N, scores_N = predictions.targets_NL[:, index], predictions.scores_NL[:, index]
+    for index, (finding, targets_N, scores_N) in enumerate(predictions.columns()):
         fits: Dict[str, Union[Platt, Temperature, None]] = {"platt": None, "temperature": None}
         if validation is not None:
             columns = validation.targets_NL[:, index], validation.scores_NL[:, index]

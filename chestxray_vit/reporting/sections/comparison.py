@@ -15,7 +15,6 @@ from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.errors import Problems
 from chestxray_vit.metrics.intervals import Difference, holm
 from chestxray_vit.metrics.roc_auc import compare, compare_macro, macro, roc_auc
-from chestxray_vit.reporting.columns import findings_of
 from chestxray_vit.storage.json_files import none_for_nan
 
 METHOD = (
@@ -35,7 +34,7 @@ def comparison(a: Predictions, b: Predictions) -> Dict[str, Any]:
     Raises:
         InputError: the two runs differ in images, targets or patients.
     """
-    findings = findings_of(a)
+    findings = a.label_set.names
     targets_NL, scores_a_NL, scores_b_NL = a.targets_NL, a.scores_NL, b.scores_NL[_rows_of_same_images(a, b)]
     patients_N = np.asarray(a.patient_ids, dtype=str)
     rows, columns = [], zip(findings, targets_NL.T, scores_a_NL.T, scores_b_NL.T)

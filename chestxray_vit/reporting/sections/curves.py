@@ -10,7 +10,6 @@ import numpy as np
 
 from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.metrics.ranking import curve
-from chestxray_vit.reporting.columns import findings_of
 
 MISTAKES = ("misses", "false_alarms")
 NUM_MISTAKES = 5  # of each kind, a finding
@@ -24,8 +23,7 @@ def curves(predictions: Predictions, operating_points: Optional[Mapping[str, Any
         operating_points: as auc.json holds them; their thresholds are among those of the curves. None for none.
     """
     rows = []
-    columns = zip(findings_of(predictions), predictions.targets_NL.T, predictions.scores_NL.T)
-    for index, (finding, targets_N, scores_N) in enumerate(columns):
+    for index, (finding, targets_N, scores_N) in enumerate(predictions.columns()):
         points = operating_points["findings"][index]["points"].values() if operating_points else ()
         thresholds = [point["threshold"] for point in points if point is not None]
         rows.append({"finding": finding, **curve(targets_N, scores_N, thresholds)})
@@ -35,8 +33,7 @@ def curves(predictions: Predictions, operating_points: Optional[Mapping[str, Any
 def mistakes(predictions: Predictions) -> List[Dict[str, Any]]:
     """Return for each finding the positives with the lowest scores and the negatives with the highest."""
     rows = []
-    columns = zip(findings_of(predictions), predictions.targets_NL.T, predictions.scores_NL.T)
-    for finding, targets_N, scores_N in columns:
+    for finding, targets_N, scores_N in predictions.columns():
         order = np.argsort(scores_N, kind="stable")
         misses = order[targets_N[order] == 1][:NUM_MISTAKES]
         false_alarms = order[targets_N[order] == 0][::-1][:NUM_MISTAKES]

@@ -13,7 +13,6 @@ from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.metrics.intervals import Difference, Estimate, holm
 from chestxray_vit.metrics.ranking import checked, rank
 from chestxray_vit.metrics.subgroups import MIN_PATIENTS, UNKNOWN, Group, group_masks, ranked_subgroups
-from chestxray_vit.reporting.columns import findings_of
 from chestxray_vit.storage.json_files import none_for_nan
 
 METHOD = (
@@ -42,7 +41,7 @@ def subgroup_table(predictions: Predictions) -> Dict[str, Any]:
     p_TL = np.array([[row.difference.p for row in results[name][group].findings] for name, group in tests])
     macro_p_T = np.array([results[name][group].macro_difference.p for name, group in tests])
     adjusted = dict(zip(tests, zip(holm(p_TL.ravel()).reshape(p_TL.shape), holm(macro_p_T))))
-    names, rows = findings_of(predictions), []
+    names, rows = predictions.label_set.names, []
     for grouping, groups in results.items():
         adjusted_of = {group: adjusted[grouping, _tested_as(group, groups)] for group in groups}
         listed = [_row(group, groups[group], names, *adjusted_of[group]) for group in groups]

@@ -11,7 +11,6 @@ from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.artifacts.thresholds import (
     choose_all,
     measure_all,
-    operating_table,
     read_thresholds,
     write_thresholds,
 )
@@ -19,7 +18,6 @@ from chestxray_vit.errors import InputError
 from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
 from chestxray_vit.metrics.operating_points import (
     RULES,
-    at_prevalence,
     choose_each,
     measure,
 )
@@ -226,32 +224,6 @@ def test_writing_refuses_what_it_cannot_reach(path):
     assert path.read_bytes() == before
     with pytest.raises(InputError, match="cannot be made from"):
         write_thresholds(path.parent / "nowhere" / "thresholds.json", random_predictions(), path)
-
-
-# What they give
-
-
-def test_table_holds_the_points_of_the_thresholds_chosen_on_validation():
-    test, validation = random_predictions(40, seed=2), random_predictions(60, seed=1)
-    found = operating_table(test, validation, prevalence=0.1)
-    points = measure_all(test, choose_all(validation))
-    for index, row in enumerate(found["findings"]):
-        positives = {
-            patient for patient, target in zip(validation.patient_ids, validation.targets_NL[:, index]) if target
-        }
-        assert row["chosen_on_positive_patients"] == len(positives)
-        for name, point in points[row["finding"]].items():
-            cells = row["points"][name]
-            if point is None:
-                assert cells is None
-                continue
-            assert (cells["threshold"], cells["true_positives"]) == (point.threshold, point.true_positives)
-            sensitivity = None if math.isnan(point.sensitivity.value) else point.sensitivity.value
-            assert cells["sensitivity"]["value"] == sensitivity
-            ppv, npv = at_prevalence(point.sensitivity.value, point.specificity.value, 0.1)
-            assert [cells["ppv_at"], cells["npv_at"]] == [None if math.isnan(value) else value for value in (ppv, npv)]
-    json.dumps(found, allow_nan=False)
-    assert "ppv_at" not in operating_table(test, validation)["findings"][0]["points"]["youden"]
 
 
 # All findings
