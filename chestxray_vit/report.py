@@ -90,10 +90,10 @@ def _check(args: argparse.Namespace, is_rendered_again: bool) -> None:
         raise InputError(f"--prevalence is {args.prevalence}, expected a share from 0 to 1.")
     if args.thumbnails is not None and not args.thumbnails.is_dir():
         raise InputError(f"--thumbnails: {args.thumbnails} is not a folder. Name the ingested release.")
-    given = [f"--{name}" for name in OF_PREDICTIONS if getattr(args, name) is not None]
-    if is_rendered_again and given:
+    options = [f"--{name}" for name in OF_PREDICTIONS if getattr(args, name) is not None]
+    if is_rendered_again and options:
         raise InputError(
-            f"{args.predictions}: the numbers of an auc.json cannot be changed by {', '.join(given)}. "
+            f"{args.predictions}: the numbers of an auc.json cannot be changed by {', '.join(options)}. "
             "Name the predictions.csv that it was made from, or leave the option out."
         )
 

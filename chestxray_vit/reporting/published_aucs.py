@@ -44,7 +44,7 @@ CHEXNET = {
 }
 OWN, UNDISCLOSED, OFFICIAL = "its own split", "undisclosed random split", "official split"
 PUBLIC_LISTS = "public lists by patient (78,468/11,219/22,433 images), not NIH's"
-FINDINGS = {"Wang 2017": (OWN, WANG), "CheXNet 2017": (UNDISCLOSED, CHEXNET)}
+BY_LABEL = {"Wang 2017": (OWN, WANG), "CheXNet 2017": (UNDISCLOSED, CHEXNET)}
 MACRO = (
     ("Wang 2017", 0.738, OWN, "Wang et al., CVPR 2017"),
     ("Yao 2017", 0.803, OWN, "Yao et al., arXiv:1710.10501"),
@@ -89,7 +89,7 @@ def published_aucs(label_set: LabelSet, is_synthetic: bool) -> Dict[str, Any]:
         "macro": [dict(zip(("model", "auc", "split", "source"), row)) for row in MACRO] if has_all else [],
         "findings": {
             model: {"split": split, "auc": {name: aucs[name] for name in label_set.findings}}
-            for model, (split, aucs) in FINDINGS.items()
+            for model, (split, aucs) in BY_LABEL.items()
         },
     }
 

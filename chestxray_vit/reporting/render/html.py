@@ -83,7 +83,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _figures(results: Results) -> Dict[str, Any]:
-    """Return the SVGs by their place in the page."""
+    """Return the SVGs by their names in the template."""
     rows = results["findings"]
     macro = {**results["macro"], "label": f"macro over {results['macro']['num_findings']}"}
     published = results["published"]["findings"]

@@ -41,17 +41,17 @@ def markers_of(rows, monkeypatch):
     """Return where published values are drawn: the AUC by the label of its height."""
     from matplotlib.axes import Axes
 
-    drawn = {}
+    shown = {}
     plot = Axes.plot
 
     def spy(axes, x, y, *args, **kwargs):
         if "label" in kwargs:
-            drawn.update(zip(y, x))
+            shown.update(zip(y, x))
         return plot(axes, x, y, *args, **kwargs)
 
     monkeypatch.setattr(Axes, "plot", spy)
     forest(rows, PUBLISHED, "name", "title")
-    return {rows[::-1][height]["finding"]: auc for height, auc in drawn.items()}
+    return {rows[::-1][height]["finding"]: auc for height, auc in shown.items()}
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[1::-1], ROWS[:2]])
