@@ -118,4 +118,4 @@ def handle_signals(handle: Callable[[int], None]) -> Iterator[None]:
 def _unwind(number: int) -> None:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise Stopped(number, "stopped: the process was told to end (SIGTERM)")
+    raise Stopped(number, "stopped: the process was asked to end (SIGTERM)")

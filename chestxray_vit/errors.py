@@ -126,5 +126,5 @@ def explain_out_of_memory(num_images: int, remedy: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or is_foreign(error, "out of memory"):
-            raise InputError(f"no memory for {num_images:,} images at a time: {remedy}.") from error
+            raise InputError(f"no memory for {num_images:,} images at once: {remedy}.") from error
         raise

@@ -35,8 +35,8 @@ def open_cache(
     Args:
         dataset: of `open_dataset`; its metadata.jsonl is not read again.
         preprocess: for the size and the filter of the resize.
-        cache_dir: of the user; None for the usual place, `none` for no cache.
-        allow_unreadable: leave out images that cannot be read, in place of an error.
+        cache_dir: as named by the user; None for the default folder, `none` for no cache.
+        allow_unreadable: leave out images that cannot be read, instead of an error.
     """
     if cache_dir == NO_CACHE:
         if allow_unreadable:

@@ -1,4 +1,4 @@
-"""Small random changes of training X-rays, a batch at a time and on its device: no image is decoded again for them.
+"""Small random changes of training X-rays, made on batches on their device: no image is decoded again for them.
 
 Nothing is flipped: the heart has a side, and a mirrored chest is another finding."""
 
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Augment:
-    """How much an image may change, each time by an amount drawn evenly from both directions.
+    """How much an image may change, by an amount that is uniform between both directions.
 
     Attributes:
         rotation: degrees; a patient leans.
@@ -31,18 +31,21 @@ class Augment:
     def __call__(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Return changed pixel values; what comes in from outside the image repeats its border."""
         count, device = len(pixels_BCHW), pixels_BCHW.device
-        angle_B, scale_B = self._drawn(count, math.radians(self.rotation)), 1 + self._drawn(count, self.scale)
+        angle_B, scale_B = self._uniform(count, math.radians(self.rotation)), 1 + self._uniform(count, self.scale)
         cosine_B, sine_B = angle_B.cos() / scale_B, angle_B.sin() / scale_B
-        across_B, along_B = 2 * self._drawn(count, self.shift), 2 * self._drawn(count, self.shift)  # the grid spans 2
+        across_B, along_B = (
+            2 * self._uniform(count, self.shift),
+            2 * self._uniform(count, self.shift),
+        )  # of a grid of 2
         rows = [torch.stack([cosine_B, -sine_B, across_B], -1), torch.stack([sine_B, cosine_B, along_B], -1)]
         theta_B23 = torch.stack(rows, 1).to(device)
         grid = torch.nn.functional.affine_grid(theta_B23, list(pixels_BCHW.shape), align_corners=False)
         moved = torch.nn.functional.grid_sample(pixels_BCHW, grid, padding_mode="border", align_corners=False)
-        contrast_B111 = (1 + self._drawn(count, self.contrast)).to(device)[:, None, None, None]
-        brightness_B111 = self._drawn(count, self.brightness).to(device)[:, None, None, None]
+        contrast_B111 = (1 + self._uniform(count, self.contrast)).to(device)[:, None, None, None]
+        brightness_B111 = self._uniform(count, self.brightness).to(device)[:, None, None, None]
         return moved * contrast_B111 + brightness_B111
 
     @staticmethod
-    def _drawn(count: int, most: float) -> torch.Tensor:
+    def _uniform(count: int, most: float) -> torch.Tensor:
         """Draw on the CPU, whose random state checkpoints hold for every engine."""
         return (2 * torch.rand(count) - 1) * most

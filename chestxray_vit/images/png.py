@@ -71,7 +71,7 @@ def _inflated(stream: bytes, num_bytes: int, zlib_module: Any) -> bytes:
     """Return a zlib stream that holds the same bytes uncompressed; the stream itself if it is not whole and right.
 
     Args:
-        stream: that ends in its checksum; isal compares it, which tells damage that its looser tables let pass.
+        stream: that ends in its checksum; isal compares it, which detects damage that its tables let pass.
         num_bytes: that it should hold; no more are inflated, whatever it holds.
         zlib_module: of `fast_zlib`.
     """

@@ -18,7 +18,7 @@ SIDE = 150  # pixels
 
 
 def thumbnails(images_dir: PathLike, file_names: Iterable[str]) -> Dict[str, str]:
-    """Return a JPEG of each image as a data URI, by file name; a warning tells which could not be made.
+    """Return a JPEG of each image as a data URI, by file name; a warning names the first that could not be made.
 
     Args:
         images_dir: what the names are relative to; a name that leads out of it is not followed.

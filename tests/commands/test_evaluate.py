@@ -176,7 +176,7 @@ def test_no_memory_is_told_and_earlier_scores_stay(run, synthetic_dataset, tmp_p
     monkeypatch.setattr("chestxray_vit.images.preprocess.GreyToPixelValues.channels", lambda *_: torch.empty(1 << 60))
     assert evaluate.main([*evaluating, "--per_device_eval_batch_size", "7"]) == 2
     told = capsys.readouterr().err
-    assert "error: no memory for 7 images at a time: lower --per_device_eval_batch_size." in told
+    assert "error: no memory for 7 images at once: lower --per_device_eval_batch_size." in told
     assert contents(output) == before
 
 

@@ -44,7 +44,7 @@ print(len(built.file_names))
 
 
 def write_images(folder, num_images, size=(12, 10), seed=0):
-    """Write grey images; at most 500 are drawn, the rest are links to them. Return their names."""
+    """Write grey images; at most 500 are made, the rest are links to them. Return their names."""
     folder.mkdir()
     generator = np.random.default_rng(seed)
     names = [f"{number:08d}_000.png" for number in range(num_images)]
@@ -91,7 +91,7 @@ def touch(folder):
     os.utime(folder / "00000003_000.png", ns=(1, 1))
 
 
-def cut(data, *places):
-    for index in places:
+def cut(data, *indices):
+    for index in indices:
         path = data[0] / data[1][index]
         path.write_bytes(path.read_bytes()[:60])

@@ -29,7 +29,7 @@ HOLD = (
 
 @pytest.fixture
 def holder(tmp_path):
-    """Return a process that claims a folder until its standard input ends."""
+    """Return a process that locks a folder until its standard input ends."""
     words = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
@@ -39,9 +39,9 @@ def holder(tmp_path):
 
 
 def test_the_second_is_refused_by_the_firsts_id(holder, tmp_path):
-    with pytest.raises(InputError) as told, folder_lock(tmp_path / "out", (), "--output"):
+    with pytest.raises(InputError) as error, folder_lock(tmp_path / "out", (), "--output"):
         pytest.fail("both hold it")
-    assert str(told.value) == (
+    assert str(error.value) == (
         f"{tmp_path / 'out'}: process {holder.pid} is writing here. Wait for it, or name another place with --output."
     )
     assert os.listdir(tmp_path / "out") == [LOCK]  # the first's, still
@@ -51,7 +51,7 @@ def test_the_second_is_refused_by_the_firsts_id(holder, tmp_path):
     assert not (tmp_path / "out").exists()  # made and taken away again
 
 
-def test_a_killed_holders_claim_is_taken_over(holder, tmp_path):
+def test_a_killed_holders_lock_is_taken_over(holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert os.listdir(tmp_path / "out") == [LOCK]
@@ -73,7 +73,7 @@ def test_folders_made_for_nothing_go_again(tmp_path):
     assert (tmp_path / "empty").is_dir()  # not made here
 
 
-def test_two_claims_of_one_process(tmp_path):
+def test_two_locks_of_one_process(tmp_path):
     """Flock is of an open file: the second is refused, as another process would be."""
     with folder_lock(tmp_path, ()), pytest.raises(InputError, match=f"process {os.getpid()} is writing"), folder_lock(
         tmp_path, ()
@@ -107,7 +107,7 @@ def test_leftovers_of_killed_processes_go_and_nothing_else(tmp_path):
         assert sorted(os.listdir(tmp_path)) == sorted([*kept, ".run.file", ".run.link", "run", LOCK])
 
 
-def test_leftovers_stay_without_the_claim(holder, tmp_path):
+def test_leftovers_stay_without_the_lock(holder, tmp_path):
     (tmp_path / "out" / ".run.abc").mkdir()
     with pytest.raises(InputError), folder_lock(tmp_path / "out", ()):
         pass
@@ -117,13 +117,13 @@ def test_leftovers_stay_without_the_claim(holder, tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        told = pytest.raises(InputError, match="cannot be written to: .*[.] Name another with --output_dir[.]")
-        with told, folder_lock(folder, ()):
+        refused = pytest.raises(InputError, match="cannot be written to: .*[.] Name another with --output_dir[.]")
+        with refused, folder_lock(folder, ()):
             pass
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_where_there_are_no_locks_nothing_is_claimed(tmp_path, monkeypatch, number):
+def test_where_there_are_no_locks_nothing_is_locked(tmp_path, monkeypatch, number):
     def refuse(file, how):
         raise OSError(number, os.strerror(number))
 
@@ -132,7 +132,7 @@ def test_where_there_are_no_locks_nothing_is_claimed(tmp_path, monkeypatch, numb
         assert os.listdir(tmp_path) == []
 
 
-def test_on_windows_nothing_is_claimed(tmp_path, monkeypatch):
+def test_on_windows_nothing_is_locked(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "fcntl", None)
     with folder_lock(tmp_path / "out", ()), folder_lock(tmp_path / "out", ()):
         assert os.listdir(tmp_path / "out") == []
@@ -179,7 +179,7 @@ def test_contenders_are_never_inside_together(tmp_path):
     (tmp_path / "out").mkdir()
     running = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     answers = [process.communicate(timeout=60) for process in running]
-    assert [told for _, told in answers] == [""] * 4
+    assert [errors for _, errors in answers] == [""] * 4
     assert sum(int(won) for won, _ in answers) > 100
     assert os.listdir(tmp_path / "out") == []
 
@@ -238,18 +238,18 @@ def test_killed_at_any_call_they_are_of_one_writing(tmp_path):
 
 
 def test_a_disk_error_names_the_file_that_was_meant(tmp_path):
-    with pytest.raises(OSError) as told, atomic_write_many([tmp_path / "a.csv", tmp_path / "b.json"]) as asides:
+    with pytest.raises(OSError) as error, atomic_write_many([tmp_path / "a.csv", tmp_path / "b.json"]) as asides:
         raise OSError(errno.ENOSPC, "No space left on device", str(asides[1]))
-    assert told.value.filename == str(tmp_path / "b.json")
-    with pytest.raises(OSError) as told, atomic_write_many([tmp_path / "a.csv"]):
+    assert error.value.filename == str(tmp_path / "b.json")
+    with pytest.raises(OSError) as error, atomic_write_many([tmp_path / "a.csv"]):
         raise OSError(errno.ENOSPC, "No space left on device")  # of a write: Python names no file
-    assert told.value.filename == str(tmp_path / "a.csv")
-    with pytest.raises(FileNotFoundError) as told, atomic_write_many([tmp_path / "a.csv"]):
+    assert error.value.filename == str(tmp_path / "a.csv")
+    with pytest.raises(FileNotFoundError) as error, atomic_write_many([tmp_path / "a.csv"]):
         (tmp_path / "input").read_text()
-    assert told.value.filename == str(tmp_path / "input")
+    assert error.value.filename == str(tmp_path / "input")
 
 
-def test_claiming_is_cheap(tmp_path):
+def test_locking_is_cheap(tmp_path):
     start = time.perf_counter()
     for _ in range(100):
         with folder_lock(tmp_path, ("auc.json",)):

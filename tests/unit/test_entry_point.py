@@ -24,7 +24,7 @@ def test_sigterm_unwinds_and_ends_with_143(tmp_path, capsys):
 
     before = signal.getsignal(signal.SIGTERM)
     assert main([]) == 143
-    assert capsys.readouterr().err == "stopped: the process was told to end (SIGTERM)\n"
+    assert capsys.readouterr().err == "stopped: the process was asked to end (SIGTERM)\n"
     assert not (tmp_path / "folder_lock").exists()  # unwound
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -98,9 +98,9 @@ def test_a_disk_error_says_what_to_do(number, capsys):
         raise OSError(number, os.strerror(number), "a.csv")
 
     assert main([]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(DISK_ERRORS[number])
-    assert told.endswith(" Earlier outputs are whole.\n")
+    printed = capsys.readouterr().err
+    assert printed.startswith(DISK_ERRORS[number])
+    assert printed.endswith(" Earlier outputs are whole.\n")
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_docstring_example():
 
 
 def test_a_lack_of_memory_is_reported_with_what_helps():
-    words = "^no memory for 1,024 images at a time: lower it[.]$"
+    words = "^no memory for 1,024 images at once: lower it[.]$"
     with pytest.raises(InputError, match=words), explain_out_of_memory(1024, "lower it"):
         bytearray(1 << 60)
     with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(1, "lower it"):

@@ -1,7 +1,7 @@
 """A file of equal rows, filled by many threads; a killed fill goes on where it was.
 
 A second file marks each row: to do, done, or failed. A row is marked done once its bytes are on the disk, so that
-neither a kill nor a power cut leaves a mark without a row. One process at a time: the caller holds the lock.
+neither a kill nor a power cut leaves a mark without a row. The caller holds the lock: one process writes.
 
 N rows."""
 

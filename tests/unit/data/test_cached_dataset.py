@@ -37,9 +37,9 @@ def test_cached_rows_are_those_of_the_data_set(synthetic_dataset, tmp_path):
     cached = CachedXrays(xrays, open_cache(open_dataset(synthetic_dataset), preprocess, str(tmp_path), False))
     plain = preprocessed(xrays, preprocess)
     to_pixel_values = GreyToPixelValues(preprocess)
-    places = [7, 0, 100, 7]
-    expected = collate([plain[place] for place in places])
-    for batch in (cached.__getitems__(places), collate([cached[place] for place in places])):
+    indices = [7, 0, 100, 7]
+    expected = collate([plain[index] for index in indices])
+    for batch in (cached.__getitems__(indices), collate([cached[index] for index in indices])):
         assert batch["pixel_values"].dtype == torch.uint8
         assert torch.allclose(to_pixel_values(batch["pixel_values"]), expected["pixel_values"], rtol=0, atol=1e-6)
         assert torch.equal(batch["labels"], expected["labels"])
@@ -98,11 +98,11 @@ def test_real_logits_are_the_same_by_the_cache(real_release, deit_tiny, tmp_path
 
     for path in sorted((real_release / "images").glob("*.png"))[:24]:
         shutil.copy(path, dataset / "images")
-    given = ["--csv", str(real_release / "Data_Entry_2017_v2020.csv.gz"), "--split", "patient", "--allow_missing"]
-    assert ingest.main([str(dataset), *given]) == 0
+    arguments = ["--csv", str(real_release / "Data_Entry_2017_v2020.csv.gz"), "--split", "patient", "--allow_missing"]
+    assert ingest.main([str(dataset), *arguments]) == 0
     torch.manual_seed(0)
-    vit, own = build_model(str(deit_tiny))
-    preprocess = Preprocess(own)
+    vit, image_processor = build_model(str(deit_tiny))
+    preprocess = Preprocess(image_processor)
     xrays = load_xrays(dataset)
     cache = open_cache(open_dataset(dataset), preprocess, str(tmp_path / "cache"), False)
     logits = []
@@ -110,11 +110,11 @@ def test_real_logits_are_the_same_by_the_cache(real_release, deit_tiny, tmp_path
         (preprocessed(xrays, preprocess), None),
         (CachedXrays(xrays, cache), GreyToPixelValues(preprocess)),
     ):
-        trainer = trainer_of(vit, own, arguments_of(tmp_path / "out"), to_pixel_values=to_pixel_values)
+        trainer = trainer_of(vit, image_processor, arguments_of(tmp_path / "out"), to_pixel_values=to_pixel_values)
         logits.append(predict_logits(trainer, view, targets_of(xrays)))
     assert logits[0].std() > 0.01
     assert np.abs(logits[0] - logits[1]).max() < 1e-5
-    assert isinstance(own, type(AutoImageProcessor.from_pretrained(deit_tiny)))
+    assert isinstance(image_processor, type(AutoImageProcessor.from_pretrained(deit_tiny)))
 
 
 def test_unreadable_images_stop_the_training_or_are_left_out(synthetic_dataset, tmp_path, capsys, caplog):

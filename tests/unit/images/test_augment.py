@@ -19,8 +19,8 @@ def marked(size=64):
 def centre(pixels):
     """Return the bright spot's (row, column), weighed by brightness."""
     weights = (pixels[0, 0] + 1).clamp(min=0)
-    places = torch.arange(len(weights), dtype=torch.float32) + 0.5
-    return (weights.sum(1) @ places / weights.sum()).item(), (weights.sum(0) @ places / weights.sum()).item()
+    centres = torch.arange(len(weights), dtype=torch.float32) + 0.5
+    return (weights.sum(1) @ centres / weights.sum()).item(), (weights.sum(0) @ centres / weights.sum()).item()
 
 
 def test_nothing_changes_by_nothing():

@@ -128,7 +128,7 @@ def test_a_path_and_its_bytes_give_the_same(fast_path, tmp_path):
     for source in (plain(), tmp_path / "a.png", str(tmp_path / "a.png")):
         found = read_grey(source)
         assert (found.mode, found.size, found.tobytes()) == ("L", SHAPE[::-1], pixels().tobytes())
-        found.putpixel((0, 0), 7)  # it is the caller's own, and its file is closed
+        found.putpixel((0, 0), 7)  # it is the caller's, and its file is closed
     assert fast_path == [True] * 3
 
 
@@ -169,8 +169,8 @@ def test_other_forms_are_left_to_pillow(fast_path, monkeypatch):
 
 def test_transparency_is_seen_wherever_it_stands(fast_path):
     stream = zlib.compress(filtered(np.full(SHAPE, 64, np.uint8), [0]))
-    for place in ("before", "after"):
-        assert set(verdict(png(stream, **{place: chunk(b"tRNS", b"\0\x40")}))[2]) == {0}
+    for where in ("before", "after"):
+        assert set(verdict(png(stream, **{where: chunk(b"tRNS", b"\0\x40")}))[2]) == {0}
     assert not any(fast_path)
 
 
@@ -186,8 +186,8 @@ def hostile():
         for _ in range(draw.choice((1, 1, 2, 8))):
             broken[draw.randrange(8, len(broken))] ^= 1 << draw.randrange(8)
         yield bytes(broken)
-    for place in range(0, len(stream), 3):  # the checksums of the chunks are right, what they hold is not
-        yield png(stream[:place] + bytes([stream[place] ^ 1 << place % 8]) + stream[place + 1 :])
+    for offset in range(0, len(stream), 3):  # the checksums of the chunks are right, what they hold is not
+        yield png(stream[:offset] + bytes([stream[offset] ^ 1 << offset % 8]) + stream[offset + 1 :])
     yield from (png(stream[:end]) for end in range(0, len(stream), 7))
     yield from (png(stream[:-4] + bytes(4)), png(stream + b"more"), png(stream, idat=len(stream) + 1) + b"more")
     for lie in (

@@ -49,8 +49,8 @@ def test_pixels_are_the_processors(processor, size):
 
 @pytest.mark.parametrize("resample", [0, 2, 3])
 def test_pixels_with_other_filters(resample):
-    own = transformers.ViTImageProcessor(size={"height": 24, "width": 24}, resample=resample)
-    assert_same_pixels(own, Image.fromarray(random_HW()))
+    image_processor = transformers.ViTImageProcessor(size={"height": 24, "width": 24}, resample=resample)
+    assert_same_pixels(image_processor, Image.fromarray(random_HW()))
 
 
 def test_pixels_of_other_modes(processor):
@@ -63,18 +63,18 @@ def test_pixels_of_other_modes(processor):
 
 
 def test_pixels_of_the_real_deit(deit_tiny, synthetic_dataset):
-    own = transformers.AutoImageProcessor.from_pretrained(deit_tiny)
-    assert Preprocess(own).size == (224, 224)
+    image_processor = transformers.AutoImageProcessor.from_pretrained(deit_tiny)
+    assert Preprocess(image_processor).size == (224, 224)
     grey = Image.fromarray(random_HW(size=(1024, 1024)))
     for image in (grey, Image.fromarray(np.dstack([random_HW(size=(500, 400))] * 3)), Image.new("L", (224, 224), 9)):
-        assert_same_pixels(own, image)
+        assert_same_pixels(image_processor, image)
     for path in sorted((synthetic_dataset / "images").glob("*.png"))[:5]:
-        assert_same_pixels(own, Image.open(path))
+        assert_same_pixels(image_processor, Image.open(path))
 
 
 def test_pixels_without_normalisation():
-    own = transformers.ViTImageProcessor(size={"height": 24, "width": 24}, do_normalize=False)
-    assert_same_pixels(own, Image.fromarray(random_HW()))
+    image_processor = transformers.ViTImageProcessor(size={"height": 24, "width": 24}, do_normalize=False)
+    assert_same_pixels(image_processor, Image.fromarray(random_HW()))
 
 
 def test_half_precision(processor):
@@ -85,10 +85,10 @@ def test_half_precision(processor):
 
 
 def test_a_processor_without_height_and_width():
-    own = transformers.ViTImageProcessor(size={"height": 24, "width": 24})
-    own.size = {"shortest_edge": 24}
+    image_processor = transformers.ViTImageProcessor(size={"height": 24, "width": 24})
+    image_processor.size = {"shortest_edge": 24}
     with pytest.raises(InputError, match="^preprocessor_config.json: size is .*, expected height and width.$"):
-        Preprocess(own)
+        Preprocess(image_processor)
 
 
 def test_preprocess_pickles(processor):

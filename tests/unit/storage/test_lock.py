@@ -44,21 +44,21 @@ def test_the_file_holds_the_process_meanwhile(tmp_path, keep):
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_one_that_returns_waits_for_the_holder(tmp_path, keep):
-    path, told, entered = tmp_path / "lock", [], threading.Event()
+    path, holders, entered = tmp_path / "lock", [], threading.Event()
     holder = held_elsewhere(path, keep)
 
     def wait():
-        with file_lock(path, told.append, keep):
+        with file_lock(path, holders.append, keep):
             entered.set()
 
     thread = threading.Thread(target=wait)
     thread.start()
     assert not entered.wait(0.3)
-    assert told == [str(holder.pid)]
+    assert holders == [str(holder.pid)]
     holder.communicate()
     assert entered.wait(10)
     thread.join()
-    assert told == [str(holder.pid)]
+    assert holders == [str(holder.pid)]
     assert path.exists() == keep
 
 
@@ -79,17 +79,17 @@ def test_one_that_raises_leaves_the_holders_file(tmp_path):
 def test_a_holder_that_has_not_written_its_id_yet(tmp_path):
     import fcntl
 
-    told = []
+    holders = []
     with open(tmp_path / "lock", "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
 
         def release(holder):
-            told.append(holder)
+            holders.append(holder)
             fcntl.flock(file, fcntl.LOCK_UN)
 
         with file_lock(tmp_path / "lock", release):
             pass
-    assert told == ["that has just begun"]
+    assert holders == ["that has just begun"]
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):

@@ -16,7 +16,7 @@ def test_no_memory_is_told():
     with pytest.raises(InputError) as told, interruption.explain_disk_and_memory_errors("run", 32, 128):
         torch.empty(1 << 60)  # torch's own words
     assert str(told.value) == (
-        "no memory for 32 images at a time: lower --per_device_train_batch_size (the global batch of 128 stays)."
+        "no memory for 32 images at once: lower --per_device_train_batch_size (the global batch of 128 stays)."
     )
     with pytest.raises(InputError, match="no memory for 1 images"), interruption.explain_disk_and_memory_errors(
         "run", 1, 1

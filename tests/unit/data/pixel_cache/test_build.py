@@ -89,7 +89,7 @@ def test_unreadable_images_stop_the_build_at_its_end(data, tmp_path, decoded):
     assert not (folder / "cache.json").exists()
     decoded.clear()
     assert refusal(data, tmp_path) == text
-    assert set(decoded) == {data[1][place] for place in (0, 2, 5, 6)}  # the good ones stay done
+    assert set(decoded) == {data[1][row] for row in (0, 2, 5, 6)}  # the good ones stay done
 
 
 def test_unreadable_images_are_left_out_if_allowed(data, tmp_path, decoded, caplog):

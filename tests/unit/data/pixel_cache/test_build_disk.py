@@ -81,15 +81,15 @@ def test_a_file_system_with_a_limit_on_files(data, tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-@pytest.mark.parametrize("place", [2, 3])  # of the syncs: the pixels of the second half window, or its marks
-def test_a_disk_that_fails_later_keeps_what_was_whole(tmp_path, monkeypatch, decoded, code, place):
+@pytest.mark.parametrize("sync", [2, 3])  # of the syncs: the pixels of the second half window, or its marks
+def test_a_disk_that_fails_later_keeps_what_was_whole(tmp_path, monkeypatch, decoded, code, sync):
     data = tmp_path / "data", write_images(tmp_path / "data", 400)
     fsync, calls = os.fsync, []
 
     def failing(file):
         if os.readlink(f"/proc/self/fd/{file}").endswith(("pixels.u8", "done.u8")):
             calls.append(file)
-            if len(calls) == place + 1:
+            if len(calls) == sync + 1:
                 raise OSError(code, os.strerror(code))
         fsync(file)
 

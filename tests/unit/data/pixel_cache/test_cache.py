@@ -94,14 +94,14 @@ def test_rows_by_name_in_any_order_and_folder(tmp_path):
     for folder, name in (("images_001/images", names[0]), ("images_002/images", names[1])):
         (tmp_path / "data" / folder).mkdir(parents=True)
         os.rename(tmp_path / "data" / name, tmp_path / "data" / folder / name)
-    given = [names[3], f"images_002/images/{names[1]}", f"images_001/images/{names[0]}", names[2], names[3]]
-    cache = built((tmp_path / "data", given), tmp_path)
-    assert cache.file_names == sorted(set(given))
-    rows = cache.rows_of(given)
+    wanted = [names[3], f"images_002/images/{names[1]}", f"images_001/images/{names[0]}", names[2], names[3]]
+    cache = built((tmp_path / "data", wanted), tmp_path)
+    assert cache.file_names == sorted(set(wanted))
+    rows = cache.rows_of(wanted)
     assert (rows.dtype, rows.tolist()) == (np.int64, [1, 3, 2, 0, 1])
-    for row, name in zip(rows, given):
+    for row, name in zip(rows, wanted):
         assert np.array_equal(cache.pixels_NHW[row], expected_HW(tmp_path / "data" / name, (6, 5)))
-    assert cache.rows_of(iter(given)).tolist() == rows.tolist()
+    assert cache.rows_of(iter(wanted)).tolist() == rows.tolist()
     assert cache.rows_of([]).shape == (0,)
     with pytest.raises(InputError, match=r"2 of 3 images are not in the pixel cache \(first: b.png: it was not among"):
         cache.rows_of([names[2], "b.png", "a.png"])

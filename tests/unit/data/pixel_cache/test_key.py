@@ -21,10 +21,10 @@ from tests.helpers.pixel_cache import BICUBIC, built, expected_HW, refusal, touc
 def test_rows_and_key_of_version_2(tmp_path):
     """As they are by definition: caches that were built before must open."""
     names = write_images(tmp_path / "data", 3)
-    for place, name in enumerate(["ä b.png", '"\ud83e\udd14.png', "\udcff.png"]):
-        name = name.encode("utf-16", "surrogatepass").decode("utf-16") if place == 1 else name
-        os.rename(tmp_path / "data" / names[place], tmp_path / "data" / name)
-        names[place] = name
+    for index, name in enumerate(["ä b.png", '"\ud83e\udd14.png', "\udcff.png"]):
+        name = name.encode("utf-16", "surrogatepass").decode("utf-16") if index == 1 else name
+        os.rename(tmp_path / "data" / names[index], tmp_path / "data" / name)
+        names[index] = name
     cache = built((tmp_path / "data", names), tmp_path)
     stats = [(name, (tmp_path / "data" / name).stat()) for name in sorted(names)]
     lines = [json.dumps([name, status.st_size, status.st_mtime_ns]) for name, status in stats]

@@ -21,8 +21,8 @@ def test_fetching_an_image_again_decodes_that_image_alone(data, tmp_path, decode
     decoded.clear()
     cache = built(data, tmp_path)
     assert dict(decoded) == {data[1][2]: 1}
-    for place, name in enumerate(data[1]):
-        assert np.array_equal(cache.pixels_NHW[place], expected_HW(data[0] / name, (6, 5)))
+    for row, name in enumerate(data[1]):
+        assert np.array_equal(cache.pixels_NHW[row], expected_HW(data[0] / name, (6, 5)))
 
 
 def test_more_and_fewer_images_take_over_what_is_there(data, tmp_path, decoded):
@@ -50,8 +50,8 @@ def test_planes_of_several_caches_in_parts(tmp_path, decoded, monkeypatch, part)
     decoded.clear()
     cache = built((tmp_path / "data", names), tmp_path)
     assert set(decoded) == {names[4], names[6]}
-    for place, name in enumerate(names):
-        assert np.array_equal(cache.pixels_NHW[place], expected_HW(tmp_path / "data" / name, (6, 5)))
+    for row, name in enumerate(names):
+        assert np.array_equal(cache.pixels_NHW[row], expected_HW(tmp_path / "data" / name, (6, 5)))
 
 
 def test_planes_of_another_rule_are_not_taken_over(data, tmp_path, decoded, monkeypatch):

@@ -37,7 +37,7 @@ def test_pixels_are_those_of_0_5_0():
 
 def test_patient_and_study_do_not_collide():
     images = {draw_xray([], Study(patient, study)).tobytes() for patient in range(4) for study in range(4)}
-    assert len(images) == 16  # a seed padded with zeros would give study 0 the patient's own numbers
+    assert len(images) == 16  # a seed padded with zeros would give study 0 the numbers of the patient
 
 
 def test_small_and_large_drawing_show_the_same():
@@ -54,9 +54,9 @@ def test_studies_of_a_patient_share_the_anatomy():
         return np.corrcoef(a_HW.ravel(), b_HW.ravel())[0, 1]
 
     alike_PP = np.array([[alike(a, b) for b in second] for a in first])
-    own, others = alike_PP.diagonal(), (alike_PP.sum(1) - alike_PP.diagonal()) / (len(PATIENTS) - 1)
-    assert own.mean() > others.mean() + 0.05
-    assert np.mean(own > others) > 0.9
+    same, others = alike_PP.diagonal(), (alike_PP.sum(1) - alike_PP.diagonal()) / (len(PATIENTS) - 1)
+    assert same.mean() > others.mean() + 0.05
+    assert np.mean(same > others) > 0.9
 
 
 def test_ap_heart_is_wider_and_lungs_brighter():
