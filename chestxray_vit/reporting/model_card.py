@@ -67,14 +67,14 @@ def _label_set(config: Config, results: Optional[Dict[str, Any]]) -> LabelSet:
 
 def _about_data(config: Config, label_set: LabelSet) -> str:
     if config["data"]["synthetic"]:
-        return f"It was trained on synthetic X-rays. {SYNTHETIC}"
+        return f"It was trained on {SYNTHETIC[0].lower()}{SYNTHETIC[1:]}"
     return caution(label_set, is_synthetic=False)[len(RESEARCH_USE) :].strip()  # the sentence before says it
 
 
 def _facts(config: Config) -> str:
     flags, data = config["flags"], config["data"]
     images = ", ".join(f"{count:,} {split}" for split, count in data["images"].items())
-    start = "random weights" if flags["from_scratch"] else Path(flags["model_name_or_path"]).name
+    start = "random" if flags["from_scratch"] else Path(flags["model_name_or_path"]).name
     return "\n".join(
         [
             f"- Initial weights: {start}",

@@ -89,7 +89,7 @@ def test_wheel_holds_types_templates_and_configurations(tmp_path):
     wheel = next(builder.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
     names = set(zipfile.ZipFile(wheel).namelist())
     assert Path(wheel).name.startswith(f"chestxray_vit-{chestxray_vit.__version__}-")
-    assert "chestxray_vit/py.typed" in names
+    assert {"chestxray_vit/py.typed", "chestxray_vit/reporting/auc.schema.json"} <= names
     assert {
         f"chestxray_vit/ipu_configs/{path.parent.name}/ipu_config.json" for path in ROOT.glob("ipu_configs/*/*.json")
     } <= names

@@ -47,7 +47,7 @@ def test_card_of_synthetic_xrays_claims_nothing_about_patients():
         content = config()
         content["data"] = {"name": "release", "images": {"train": 3}, **data}
         card = model_card("run", content)
-        assert "trained on synthetic X-rays. Synthetic X-rays: these numbers show that the software works" in card
+        assert "It was trained on synthetic X-rays: these numbers show that the software works and say nothing" in card
         assert "one hospital" not in card
 
 
