@@ -150,6 +150,7 @@ class Scorer:
 
     def score(self, name: str) -> Any:
         """Return the predictions of a split, on the main process with a line on it."""
+        from chestxray_vit.artifacts.predictions import predictions_of
         from chestxray_vit.data.dataset import targets_of
         from chestxray_vit.training.engines.base import predict_logits
 
@@ -159,8 +160,8 @@ class Scorer:
         targets_NL = targets_of(rows)
         with explain_out_of_memory(self.training_arguments.eval_batch_size, "lower --per_device_eval_batch_size"):
             logits_NL = predict_logits(self.trainer, inputs, targets_NL)
-        num_findings = len(self.label_set.findings)
-        return _predictions(rows, targets_NL[:, :num_findings], logits_NL[:, :num_findings])
+        facts = rows.remove_columns(["image", "labels"]).to_dict()
+        return predictions_of(facts, targets_NL, logits_NL, self.label_set)
 
 
 def _ipu_config_of(run_dir: str) -> Optional[str]:
@@ -236,23 +237,6 @@ def _write(
     for name, text in texts(summary, pictures).items():
         path_of[name].write_bytes(text.encode("utf-8"))
     return summary
-
-
-def _predictions(rows: Any, targets_NL: Any, logits_NL: Any) -> Any:
-    """Return the table of a split's targets and scores."""
-    from chestxray_vit.artifacts.predictions import Predictions
-    from chestxray_vit.metrics.probability import probabilities
-
-    about = rows.remove_columns(["image", "labels"]).to_dict()
-    return Predictions(
-        file_names=about["file_name"],
-        patient_ids=[str(patient) for patient in about["patient_id"]],
-        ages=about["age"],
-        sexes=[sex or "" for sex in about["sex"]],
-        views=[view or "" for view in about["view"]],
-        targets_NL=targets_NL.astype(int),
-        scores_NL=probabilities(logits_NL),
-    )
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ def build(plan: TrainingPlan, dataset: XrayDataset) -> Built:
     from chestxray_vit.data.dataset import targets_of
     from chestxray_vit.images.augment import Augment
     from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
+    from chestxray_vit.metrics.roc_auc import RocAucMetrics
     from chestxray_vit.models.vit_size import ViTSize
     from chestxray_vit.training.engines.base import TrainerInputs, pos_weights
 
@@ -127,6 +128,7 @@ def build(plan: TrainingPlan, dataset: XrayDataset) -> Built:
     trainer_inputs = TrainerInputs(
         train=inputs["train"],
         validation=inputs.get("validation"),
+        metrics=RocAucMetrics(plan.label_set),
         pos_weight_L=None if weights is None else torch.tensor(weights, dtype=torch.float32),
         to_pixel_values=None if cache is None else GreyToPixelValues(preprocess),
         augment=Augment() if args.augment else None,

@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
+from chestxray_vit.labels import LabelSet
 from chestxray_vit.metrics.intervals import (
     Difference,
     Estimate,
@@ -244,10 +244,3 @@ def _influences(
     num_patients = int(patients_N.max(initial=-1)) + 1
     pairs = [influence(*columns, patients_N, num_patients) for columns in zip(targets_NL.T, scores_NL.T)]
     return [value for value, _ in pairs], [influence_4P for _, influence_4P in pairs]
-
-
-def compute_metrics(eval_prediction: Any) -> Dict[str, float]:
-    """Return `RocAucMetrics` of NIH's findings, with or without a column of the negative label."""
-    num_labels = np.shape(eval_prediction.label_ids)[1]
-    with_negative = NIH_CHESTXRAY14.with_negative_column()
-    return RocAucMetrics(with_negative if num_labels == len(with_negative) else NIH_CHESTXRAY14)(eval_prediction)

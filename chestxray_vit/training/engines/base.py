@@ -22,7 +22,6 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from chestxray_vit.errors import InputError
 from chestxray_vit.images.preprocess import GreyToPixelValues
 from chestxray_vit.labels import LabelSet
-from chestxray_vit.metrics.roc_auc import compute_metrics
 from chestxray_vit.models.label_config import label_set_of
 from chestxray_vit.models.vit import load_model
 from chestxray_vit.models.vit_size import ViTSize
@@ -47,7 +46,7 @@ class TrainerInputs:
 
     Attributes:
         train, validation: of `chestxray_vit.data.cached_dataset.model_inputs`.
-        metrics: called with logits and labels of the whole evaluation set.
+        metrics: called with logits and labels of the whole evaluation set; None for the loss alone.
         pos_weight_L: weights of the positives in the loss; None for 1.
         to_pixel_values: makes pixel values of cached planes; None where the rows are pixel values.
         augment: changes pixel values in training.
@@ -55,7 +54,7 @@ class TrainerInputs:
 
     train: Any = None
     validation: Any = None
-    metrics: Optional[Callable] = compute_metrics
+    metrics: Optional[Callable] = None
     pos_weight_L: Optional[torch.Tensor] = None
     to_pixel_values: Optional[GreyToPixelValues] = None
     augment: Optional[Callable] = None
