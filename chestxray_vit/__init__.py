@@ -43,7 +43,7 @@ _HOMES = {  # public name -> module, and its name there
     "load_model": ("chestxray_vit.models.vit", "load_model"),
     "load_xrays": ("chestxray_vit.data.dataset", "load_xrays"),
     "read_predictions": ("chestxray_vit.artifacts.predictions", "read_predictions"),
-    "roc_auc": ("chestxray_vit.metrics.roc_auc", "auc"),
+    "roc_auc": ("chestxray_vit.metrics.roc_auc", "roc_auc"),
 }
 
 

@@ -225,7 +225,7 @@ def _write(
 
     for name, table in tables.items():
         write_predictions(path_of[name], table)
-    data = IngestedData(dataset.metadata_path, dataset.fingerprint, dataset.is_synthetic)
+    data = IngestedData(dataset.metadata_path, dataset.fingerprint, dataset.label_set, dataset.is_synthetic)
     where = provenance(path_of[PREDICTIONS], command.args.split, command.words, versions(), command.run_dir, data)
     write_provenance(path_of[FILE], where)
     source = source_of(path_of[PREDICTIONS])._replace(file_name=PREDICTIONS)

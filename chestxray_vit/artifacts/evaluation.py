@@ -1,7 +1,7 @@
-"""Where predictions come from: `evaluation.json` beside them, for whoever reads the report and asks.
+"""The provenance of predictions: `evaluation.json` beside them says which run scored which data.
 
-`evaluate` writes it; `report` takes it where it belongs to the predictions, told by their sha256. Paths are reduced to
-names: a report is mailed, and a home directory is nobody's business."""
+`evaluate` writes it; `report` reads it where the sha256 in it is that of the predictions. Paths are reduced to names,
+since a report is sent to others."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Dict, NamedTuple, Optional, Sequence
 
 from chestxray_vit.artifacts.train_config import read_train_config
 from chestxray_vit.errors import InputError
+from chestxray_vit.labels import LabelSet
 from chestxray_vit.storage.atomic import PathLike, sha256
 from chestxray_vit.storage.json_files import read_json, write_json
 from chestxray_vit.storage.json_schema import conforms, list_of, object_of
@@ -20,6 +21,7 @@ from chestxray_vit.storage.json_schema import conforms, list_of, object_of
 logger = logging.getLogger(__name__)
 
 FILE = "evaluation.json"
+SCHEMA_VERSION = "1.0"  # 0.5.0 wrote none
 OBJECT, STRING, INTEGER = {"type": "object"}, {"type": "string"}, {"type": "integer"}
 COUNTS = object_of({"images": INTEGER, "patients": INTEGER, "positives": OBJECT})
 INGESTED: Dict[str, Any] = {
@@ -60,10 +62,11 @@ def source_of(path: PathLike) -> Source:
 
 
 class IngestedData(NamedTuple):
-    """The data set that was scored: its metadata.jsonl, that file's sha256, and whether the images are synthetic."""
+    """The data set that was scored: its metadata.jsonl, that file's sha256, its labels, whether it is synthetic."""
 
     metadata_path: Path
     sha256: str
+    label_set: LabelSet
     is_synthetic: bool
 
 
@@ -85,29 +88,41 @@ def provenance(
         run_dir: holds the checkpoint and, if it is a run of ours, train_config.json.
         data: the data set; ingest_report.json lies beside its metadata.jsonl.
     """
-    run_dir, weights = Path(run_dir), Path(run_dir, "model.safetensors")
-    report = _read(data.metadata_path.with_name("ingest_report.json"))
-    ingested = {name: report[name] for name in INGESTED} if conforms(report, INGESTED_SCHEMA) else {}
+    run_dir = Path(run_dir)
     config = _train_config(run_dir)
-    ipu_config = run_dir / "ipu_config.json"
     return {
+        "schema_version": SCHEMA_VERSION,
         "predictions_sha256": sha256(predictions_path),
         "split": split,
+        "label_set": data.label_set.to_dict(),
         "synthetic": data.is_synthetic,
         "command": shlex.join([_name(word) for word in command]),
         "versions": versions,
-        "checkpoint": {
-            "run": run_dir.resolve().name,
-            "sha256": sha256(weights) if weights.is_file() else None,
-            "ipu_config_sha256": sha256(ipu_config) if ipu_config.is_file() else None,
-        },
+        "checkpoint": _checkpoint(run_dir),
         "training": _training(config),
         "data": {
             "metadata_sha256": data.sha256,
             "trained_on_sha256": config.get("data", {}).get("metadata.jsonl"),
-            **ingested,
+            **_ingested(data.metadata_path),
         },
     }
+
+
+def _checkpoint(run_dir: Path) -> Dict[str, Optional[str]]:
+    weights, ipu_config = run_dir / "model.safetensors", run_dir / "ipu_config.json"
+    return {
+        "run": run_dir.resolve().name,
+        "sha256": sha256(weights) if weights.is_file() else None,
+        "ipu_config_sha256": sha256(ipu_config) if ipu_config.is_file() else None,
+    }
+
+
+def _ingested(metadata_path: Path) -> Dict[str, Any]:
+    """Return what of the data set's ingest_report.json a report shows; nothing if there is no such file of ours."""
+    report = _read(metadata_path.with_name("ingest_report.json"))
+    if report is None or not conforms(report, INGESTED_SCHEMA):
+        return {}
+    return {name: report[name] for name in INGESTED}
 
 
 def write_provenance(path: PathLike, content: Dict[str, Any]) -> None:
@@ -116,12 +131,22 @@ def write_provenance(path: PathLike, content: Dict[str, Any]) -> None:
 
 
 def read_provenance(predictions_path: PathLike) -> Optional[Dict[str, Any]]:
-    """Return what lies beside predictions, or None if there is nothing, or of other predictions (with a warning)."""
+    """Return what lies beside predictions, or None if there is nothing, or of other predictions (with a warning).
+
+    Raises:
+        InputError: the file is of another major schema_version.
+    """
     path = Path(predictions_path).with_name(FILE)
     content = _read(path)
     if content is None:
         return None
-    content = _with_todays_names(content)
+    content = _with_current_names(content)
+    major = str(content.get("schema_version", SCHEMA_VERSION)).partition(".")[0]
+    if major != SCHEMA_VERSION.partition(".")[0]:
+        raise InputError(
+            f"{path}: schema_version is {content['schema_version']!r}, expected {SCHEMA_VERSION} or another of its "
+            "major version. Report it with the version of chestxray_vit that wrote it, or evaluate again."
+        )
     whole = conforms(content, SCHEMA) and (
         "splits" not in content["data"] or conforms(content["data"], INGESTED_SCHEMA)
     )
@@ -131,8 +156,8 @@ def read_provenance(predictions_path: PathLike) -> Optional[Dict[str, Any]]:
     return content
 
 
-def _with_todays_names(content: Dict[str, Any]) -> Dict[str, Any]:
-    """Return an evaluation.json with the names of 0.5.0's keys replaced by today's."""
+def _with_current_names(content: Dict[str, Any]) -> Dict[str, Any]:
+    """Return an evaluation.json with the names of 0.5.0's keys replaced by the current ones."""
     content = {KEYS_OF_0_5_0.get(name, name): value for name, value in content.items()}
     training = content.get("training")
     if isinstance(training, dict):

@@ -96,6 +96,11 @@ def bootstrap(
 ) -> Bootstrap:
     """Return the AUCs of replicates in which patients are drawn with replacement.
 
+    >>> targets, scores = [[0], [1], [0], [1], [0], [1]], [[0.1], [0.4], [0.6], [0.8], [0.2], [0.3]]
+    >>> result = bootstrap(targets, scores, ["a", "a", "b", "b", "c", "c"], replicates=200)
+    >>> result.aucs_RL.shape, round(float(result.aucs_L[0]), 4)
+    ((200, 1), 0.7778)
+
     Args:
         targets_NL: 0 or 1.
         scores_NL: any finite score, higher = more likely.
@@ -127,6 +132,12 @@ def bootstrap(
 def finding_intervals(result: Bootstrap) -> List[Percentile]:
     """Return each finding's AUC with the variance and 95 % percentile interval of its replicates.
 
+    >>> targets, scores = [[0], [1], [0], [1], [0], [1]], [[0.1], [0.4], [0.6], [0.8], [0.2], [0.3]]
+    >>> result = bootstrap(targets, scores, ["a", "a", "b", "b", "c", "c"], replicates=200)
+    >>> interval = finding_intervals(result)[0]
+    >>> round(interval.auc, 4), interval.low <= interval.auc <= interval.high
+    (0.7778, True)
+
     The limits are the 2.5 and 97.5 % quantiles, linear between ranks, of the replicates that have both classes
     (Efron and Tibshirani 1993, chapter 13); the variance divides by their number less one.
 
@@ -147,6 +158,11 @@ def finding_intervals(result: Bootstrap) -> List[Percentile]:
 
 def macro_interval(result: Bootstrap) -> MacroPercentile:
     """Return the mean AUC with the variance and 95 % percentile interval of its replicates.
+
+    >>> targets, scores = [[0], [1], [0], [1], [0], [1]], [[0.1], [0.4], [0.6], [0.8], [0.2], [0.3]]
+    >>> result = bootstrap(targets, scores, ["a", "a", "b", "b", "c", "c"], replicates=200)
+    >>> macro_interval(result).num_findings
+    1
 
     A replicate's macro is the mean over the findings that are defined in it, so one that drew no patient with a
     rare finding averages over fewer: how many did is told.

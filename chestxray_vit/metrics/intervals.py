@@ -56,6 +56,10 @@ def influence(
 ) -> Tuple[float, np.ndarray]:
     """Return the AUC of one finding, and what each patient adds to its deviation.
 
+    >>> auc, influence_4P = influence(np.array([False, True, True]), np.array([0.1, 0.2, 0.3]), np.arange(3), 3)
+    >>> auc, bool(np.isnan(influence_4P).all())  # only one patient has negatives
+    (1.0, True)
+
     That is linear: a mean or a difference of AUCs has the mean or the difference of their influences, on the same
     images or on others of the same patients, and `variance_of` it counts every covariance. Of a patient, let
     a = (sum of V10 - m * AUC) / M and b = (sum of V01 - n * AUC) / N in Obuchowski's notation, and f = n / (n - 1)
@@ -102,6 +106,10 @@ def _wins_and_losses(ranking: Ranking) -> Tuple[np.ndarray, np.ndarray]:
 def variance_of(influence_4P: np.ndarray) -> float:
     """Return the variance of the AUC, or mean or difference of AUCs, that has this influence.
 
+    >>> targets, scores = np.array([False, True, False, True]), np.array([0.1, 0.4, 0.6, 0.8])
+    >>> round(variance_of(influence(targets, scores, np.arange(4), 4)[1]), 4)  # DeLong's: one image a patient
+    0.125
+
     It is the sum over patients of f10 a^2 + f01 b^2 + 2 f a b: of one AUC, Obuchowski's S10 / M + S01 / N +
     2 S11 / (M N); of the mean of L, the mean of their L x L covariance matrix.
     """
@@ -112,6 +120,12 @@ def variance_of(influence_4P: np.ndarray) -> float:
 
 def mean_estimate(aucs: Sequence[float], influences: Sequence[np.ndarray]) -> Macro:
     """Return the mean of AUCs, with its variance and Wald's interval; NaN of none.
+
+    >>> targets, scores = np.array([False, True, False, True]), np.array([0.1, 0.4, 0.6, 0.8])
+    >>> auc, influence_4P = influence(targets, scores, np.arange(4), 4)
+    >>> mean = mean_estimate([auc, auc], [influence_4P, influence_4P])  # of a finding and its copy: the finding's
+    >>> mean.auc, round(mean.variance, 4), mean.num_findings
+    (0.75, 0.125, 2)
 
     Args:
         aucs: L values.
@@ -189,6 +203,10 @@ def wilson(count: int, total: int) -> Tuple[float, float]:
     >>> round(low, 4), round(high, 4)
     (0.4902, 0.9433)
 
+    Args:
+        count: of images with what the rate counts.
+        total: of images, 0 or more.
+
     Raises:
         ValueError: not 0 <= count <= total.
     """
@@ -198,7 +216,11 @@ def wilson(count: int, total: int) -> Tuple[float, float]:
 
 
 def wilson_interval(share: float, number: float) -> Tuple[float, float]:
-    """Return Wilson's interval of a share of an effective number of images, above 0."""
+    """Return Wilson's interval of a share of an effective number of images, above 0.
+
+    >>> wilson_interval(0.8, 10) == wilson(8, 10)
+    True
+    """
     half = Z_95 * math.sqrt(share * (1 - share) / number + Z_95**2 / (4 * number**2))
     spread = Z_95**2 / (2 * number) + half
     # The roots of Wilson's quadratic, each without a difference of near numbers: exactly 0 and 1 at the ends.
@@ -207,6 +229,13 @@ def wilson_interval(share: float, number: float) -> Tuple[float, float]:
 
 def effective_number(counts_P: np.ndarray, others_P: np.ndarray) -> float:
     """Return how many independent images would tell as much: total / max(1, design effect).
+
+    >>> effective_number(np.array([2, 0, 2]), np.array([0, 2, 0]))  # two images of each patient, always alike
+    3
+
+    Args:
+        counts_P: images of each patient that the rate counts.
+        others_P: the patient's other images.
 
     The design effect (Rao and Scott, Biometrics 1992) is the variance of p = count / total as a ratio of sums over
     m patients, m / (m - 1) * sum (c_i - p n_i)^2 / total^2, over that of independent images. The latter,

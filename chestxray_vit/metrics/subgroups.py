@@ -123,6 +123,12 @@ def subgroups(
 ) -> Dict[str, Group]:
     """Return the AUCs of each group of a grouping, and their differences to the other groups together.
 
+    >>> targets, scores, patients = [[0], [1]] * 20, [[0.2], [0.7]] * 20, list(range(40))
+    >>> masks = {"F": [True] * 20 + [False] * 20, "M": [False] * 20 + [True] * 20}
+    >>> groups = subgroups(targets, scores, patients, masks)
+    >>> groups["F"].num_images, groups["F"].findings[0].estimate.auc
+    (20, 1.0)
+
     Args:
         targets_NL: 0 or 1.
         scores_NL: any finite score, higher = more likely.
