@@ -58,13 +58,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parser().parse_args(argv)
     paths = find_images(args.images)
     _check_output(args.output, paths)
-    thresholds = _thresholds(Path(args.run), args.rule)
 
     from chestxray_vit.models.inference import open_run, score_images  # only here: it loads torch
 
     run, table = open_run(args.run, args.device), io.StringIO()
     unreadable: Dict[Path, str] = {}
     findings = run.label_set.findings
+    thresholds = _thresholds(Path(args.run), findings, args.rule)
     writer = csv.writer(table, lineterminator="\n")
     called = [] if thresholds is None else [f"called_positive_{args.rule}"]
     writer.writerow(["file_name", *(f"score_{finding}" for finding in findings), *called])
@@ -86,7 +86,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _check_output(output: Optional[Path], paths: Sequence[Path]) -> None:
-    """Refuse what could not be written after all images are scored, or would take the place of one."""
+    """Refuse what could not be written after all images are scored, or would overwrite one."""
     if output is None:
         return
     if output.is_dir() or output.resolve() in {path.resolve() for path in paths}:
@@ -97,12 +97,12 @@ def _check_output(output: Optional[Path], paths: Sequence[Path]) -> None:
         raise InputError(f"--output: {output.parent}: no such folder. Make it first.")
 
 
-def _thresholds(run_dir: Path, rule_name: str) -> Optional[Table]:
-    """Return the thresholds that `evaluate` left in a run, and say what they are; None where there are none."""
+def _thresholds(run_dir: Path, findings: Sequence[str], rule_name: str) -> Optional[Table]:
+    """Return the thresholds that `evaluate` wrote into a run, and log what they are; None where there are none."""
     path = run_dir / THRESHOLDS
     if not path.is_file():
         return None
-    thresholds = read_thresholds(path)
+    thresholds = read_thresholds(path, findings)
     title = next(rule.title for rule in RULES if rule.name == rule_name)
     logger.info(
         "called positive: by the %s, chosen on %s images of %s patients",

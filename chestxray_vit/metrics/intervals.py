@@ -196,7 +196,7 @@ def logit_interval(estimate: Estimate) -> Tuple[float, float]:
     return float(low), float(high)
 
 
-def wilson(count: int, total: int) -> Tuple[float, float]:
+def wilson(count: float, total: int) -> Tuple[float, float]:
     """Return the 95 % interval of a share of independent images (Wilson, JASA 1927); NaN where total is 0.
 
     >>> low, high = wilson(8, 10)

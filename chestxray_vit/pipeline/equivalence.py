@@ -20,7 +20,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from chestxray_vit.errors import InputError
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline.pipeline_config import PipelineConfig
-from chestxray_vit.pipeline.stages import Pipeline, place_of
+from chestxray_vit.pipeline.stages import Pipeline, PipelineSettings, stage_rank_of
 
 SEED = 1337
 LEARNING_RATE = 0.1
@@ -112,7 +112,8 @@ def _run_stage(rank: int, comparison: Comparison, folder: str) -> None:
     micro, mode = comparison.micro_batch_size, comparison.config.training
     whole, pixels, labels_NL = draw(comparison.size, micro * mode.gradient_accumulation_steps)
     vit, recompute = copy.deepcopy(whole), comparison.config.recompute_checkpoint_every_layer
-    pipeline = Pipeline(vit, place_of(stages, device), mode, micro, recompute, comparison.schedule)
+    settings = PipelineSettings(mode, micro, recompute, comparison.schedule)
+    pipeline = Pipeline(vit, stage_rank_of(stages, device), settings)
     update, times = _piped_update(pipeline, vit, pixels.to(device), labels_NL.to(device))
     if update is not None and times is not None:
         expected = _whole_update(whole, pixels, labels_NL, micro)
@@ -136,7 +137,7 @@ def _piped_update(
     gradients = pipeline.gather(_gradients(vit))
     torch.optim.SGD(vit.parameters(), lr=LEARNING_RATE).step()
     weights = pipeline.weights()
-    name = f"stage {pipeline.place.stage}"
+    name = f"stage {pipeline.rank.stage}"
     measured = pipeline.gather({name: (watch.forward, watch.backward, seconds)})
     if gradients is None or weights is None or measured is None:
         return None, None

@@ -20,8 +20,8 @@ from chestxray_vit.pipeline.pipeline_config import PipelineConfig, PipelineMode
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where this process stands: a stage of a replica.
+class StageRank:
+    """Which stage of which replica this process is.
 
     Attributes:
         stage, num_stages: which stage this is, and how many a replica has.
@@ -54,12 +54,12 @@ class Place:
         """The one process that prints and writes."""
         return self.stage == 0 and self.replica == 0
 
-    def rank(self, stage: int, replica: Optional[int] = None) -> int:
+    def global_rank(self, stage: int, replica: Optional[int] = None) -> int:
         """Return the rank of a stage, of this replica or another."""
         return (self.replica if replica is None else replica) * self.num_stages + stage
 
 
-def init_stage_rank(config: PipelineConfig, device: str, local_rank: int) -> Place:
+def init_stage_rank(config: PipelineConfig, device: str, local_rank: int) -> StageRank:
     """Join the processes that torchrun started, and return which stage of which replica this one is.
 
     Args:
@@ -72,17 +72,17 @@ def init_stage_rank(config: PipelineConfig, device: str, local_rank: int) -> Pla
         local = torch.device("cuda", local_rank)
         torch.cuda.set_device(local)
     torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30))
-    return place_of(config.training.ipus_per_replica, local)
+    return stage_rank_of(config.training.ipus_per_replica, local)
 
 
-def place_of(num_stages: int, device: torch.device) -> Place:
-    """Return this process's place in the running process group."""
+def stage_rank_of(num_stages: int, device: torch.device) -> StageRank:
+    """Return which stage of which replica this process is in the running process group."""
     rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
     mesh = torch.distributed.device_mesh.init_device_mesh(
         device.type, (processes // num_stages, num_stages), mesh_dim_names=("replica", "stage")
     )
     groups = mesh.get_group("stage"), mesh.get_group("replica")
-    return Place(rank % num_stages, num_stages, rank // num_stages, processes // num_stages, device, *groups)
+    return StageRank(rank % num_stages, num_stages, rank // num_stages, processes // num_stages, device, *groups)
 
 
 def parts_of(vit: Any) -> Tuple[nn.Module, nn.ModuleList, nn.Module, nn.Module]:
@@ -95,36 +95,36 @@ def parts_of(vit: Any) -> Tuple[nn.Module, nn.ModuleList, nn.Module, nn.Module]:
 class Stage(nn.Module):
     """The part of a ViT that one process holds."""
 
-    def __init__(self, vit: Any, place: Place, layers_by_ipu: Tuple[int, ...], recompute: bool) -> None:
-        """Cut the model in place: what other stages hold becomes nothing, and keeps its place for the names.
+    def __init__(self, vit: Any, rank: StageRank, layers_by_ipu: Tuple[int, ...], recompute: bool) -> None:
+        """Cut the model itself: what other stages hold becomes an identity under the same name.
 
         Args:
             vit: a whole ViTForImageClassification.
-            place: of this process.
+            rank: of this process.
             layers_by_ipu: encoder layers of each stage.
             recompute: keep only each layer's output, and compute the rest again in the backward pass.
         """
         super().__init__()
         _, layers, _, _ = parts_of(vit)
-        first = sum(layers_by_ipu[: place.stage])
-        layer_indices = range(first, first + layers_by_ipu[place.stage])
+        first = sum(layers_by_ipu[: rank.stage])
+        layer_indices = range(first, first + layers_by_ipu[rank.stage])
         for index in set(range(len(layers))) - set(layer_indices):
             layers[index] = nn.Identity()
         body = vit.base_model
-        if not place.is_first:
+        if not rank.is_first:
             body.embeddings = nn.Identity()
-        if not place.is_last:
+        if not rank.is_last:
             body.layernorm, vit.classifier = nn.Identity(), nn.Identity()
         self.vit = vit
-        self.place, self.layer_indices, self.recompute = place, layer_indices, recompute
+        self.rank, self.layer_indices, self.recompute = rank, layer_indices, recompute
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return hidden states (B, T, D), or the logits (B, L), from pixels (B, 3, H, W) or hidden states."""
         embeddings, layers, norm, head = parts_of(self.vit)
-        hidden_BTD = embeddings(inputs) if self.place.is_first else inputs
+        hidden_BTD = embeddings(inputs) if self.rank.is_first else inputs
         for index in self.layer_indices:
             hidden_BTD = self._layer(layers[index], hidden_BTD)
-        return head(norm(hidden_BTD)[:, 0]) if self.place.is_last else hidden_BTD
+        return head(norm(hidden_BTD)[:, 0]) if self.rank.is_last else hidden_BTD
 
     def _layer(self, layer: nn.Module, hidden_BTD: torch.Tensor) -> torch.Tensor:
         if self.recompute and torch.is_grad_enabled():
@@ -134,53 +134,65 @@ class Stage(nn.Module):
         return output[0] if isinstance(output, tuple) else output  # transformers 4 returns a tuple
 
 
+@dataclass(frozen=True)
+class PipelineSettings:
+    """How a pipeline runs.
+
+    Attributes:
+        mode: of training, from the pipeline configuration.
+        micro_batch_size: images of a micro-batch.
+        recompute: see `Stage`.
+        schedule: one of `schedule.SCHEDULES`.
+    """
+
+    mode: PipelineMode
+    micro_batch_size: int
+    recompute: bool = False
+    schedule: str = "1f1b"
+
+
 class Pipeline:
     """The stages of a model at work: this process's own, and its neighbours.
 
     Attributes:
-        place: of this process.
+        rank: of this process.
         stage: its part of the model; `stage.vit` has the whole model's names.
     """
 
     def __init__(
-        self,
-        vit: Any,
-        place: Place,
-        mode: PipelineMode,
-        micro_batch: int,
-        recompute: bool,
-        schedule: str = "1f1b",
-        pos_weight_L: Optional[torch.Tensor] = None,
-    ):
+        self, vit: Any, rank: StageRank, settings: PipelineSettings, pos_weight_L: Optional[torch.Tensor] = None
+    ) -> None:
         """Cut the model and set up the schedule.
 
         Args:
-            vit: a whole model, the same in every process; it is cut in place.
-            place: of `init_stage_rank`.
-            mode: of training, from the IPU configuration.
-            micro_batch: images of a micro-batch.
-            recompute: see `Stage`.
-            schedule: one of `schedule.SCHEDULES`.
+            vit: a whole model, the same in every process; it is cut itself.
+            rank: of `init_stage_rank`.
+            settings: of the pipeline.
             pos_weight_L: weights of the positives in the loss.
+
+        Raises:
+            InputError: too few micro-batches for 1F1B.
         """
         from torch.distributed import pipelining
 
-        config = vit.config
-        self.place, self.micro_batch, self.num_micro = place, micro_batch, mode.gradient_accumulation_steps
-        if schedule == "1f1b" and self.num_micro < place.num_stages:
+        config, mode = vit.config, settings.mode
+        self.rank, self.micro_batch_size = rank, settings.micro_batch_size
+        self.num_micro_batches = mode.gradient_accumulation_steps
+        if settings.schedule == "1f1b" and self.num_micro_batches < rank.num_stages:
             raise InputError(
-                f"{self.num_micro} micro-batches do not fill {place.num_stages} stages by 1F1B. Set "
-                f"--gradient_accumulation_steps to {place.num_stages} or more, or --pipeline_schedule gpipe."
+                f"{self.num_micro_batches} micro-batches do not fill {rank.num_stages} stages by 1F1B. Set "
+                f"--gradient_accumulation_steps to {rank.num_stages} or more, or --pipeline_schedule gpipe."
             )
         tokens = (config.image_size // config.patch_size) ** 2 + 1
-        self.hidden_shape = (micro_batch, tokens, config.hidden_size)
-        self.stage = Stage(vit, place, mode.layers_by_ipu(config.num_hidden_layers), recompute).to(place.device)
-        self.pos_weight_L = None if pos_weight_L is None else pos_weight_L.to(place.device)
+        self.hidden_shape = (self.micro_batch_size, tokens, config.hidden_size)
+        layers = mode.layers_by_ipu(config.num_hidden_layers)
+        self.stage = Stage(vit, rank, layers, settings.recompute).to(rank.device)
+        self.pos_weight_L = None if pos_weight_L is None else pos_weight_L.to(rank.device)
         self.runner = pipelining.PipelineStage(
-            self.stage, place.stage, place.num_stages, place.device, group=place.pipeline
+            self.stage, rank.stage, rank.num_stages, rank.device, group=rank.pipeline
         )
-        kind = pipelining.Schedule1F1B if schedule == "1f1b" else pipelining.ScheduleGPipe
-        self.schedule = kind(self.runner, self.num_micro, loss_fn=self._loss)
+        kind = pipelining.Schedule1F1B if settings.schedule == "1f1b" else pipelining.ScheduleGPipe
+        self.schedule = kind(self.runner, self.num_micro_batches, loss_fn=self._loss)
 
     def _loss(self, logits_BL: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
         return binary_cross_entropy_with_logits(logits_BL.float(), labels_BL, pos_weight=self.pos_weight_L)
@@ -196,12 +208,12 @@ class Pipeline:
             The mean loss over all replicas, on every process.
         """
         losses: List[torch.Tensor] = []
-        inputs = (pixels,) if self.place.is_first else ()
-        targets: Dict[str, Any] = {"target": labels_NL, "losses": losses} if self.place.is_last else {}
+        inputs = (pixels,) if self.rank.is_first else ()
+        targets: Dict[str, Any] = {"target": labels_NL, "losses": losses} if self.rank.is_last else {}
         self.schedule.step(*inputs, **targets, return_outputs=False)
-        loss = torch.stack(losses).mean().detach() if losses else torch.zeros((), device=self.place.device)
-        torch.distributed.broadcast(loss, self.place.rank(self.place.num_stages - 1), group=self.place.pipeline)
-        if self.place.num_replicas > 1:
+        loss = torch.stack(losses).mean().detach() if losses else torch.zeros((), device=self.rank.device)
+        torch.distributed.broadcast(loss, self.rank.global_rank(self.rank.num_stages - 1), group=self.rank.pipeline)
+        if self.rank.num_replicas > 1:
             self._mean_over_replicas([loss, *self._gradients()])
         return loss
 
@@ -210,8 +222,8 @@ class Pipeline:
 
     def _mean_over_replicas(self, tensors: List[torch.Tensor]) -> None:
         for tensor in tensors:
-            torch.distributed.all_reduce(tensor, group=self.place.siblings)
-            tensor /= self.place.num_replicas
+            torch.distributed.all_reduce(tensor, group=self.rank.siblings)
+            tensor /= self.rank.num_replicas
 
     @torch.no_grad()
     def score(self, pixels: Optional[torch.Tensor], num_images: int) -> Optional[torch.Tensor]:
@@ -224,21 +236,21 @@ class Pipeline:
         Returns:
             The logits (N, L) on the last stage, else None.
         """
-        place, sent = self.place, []
+        rank, sent = self.rank, []
         logits: List[torch.Tensor] = []
-        for start in range(0, num_images, self.micro_batch):
-            if place.is_first:
+        for start in range(0, num_images, self.micro_batch_size):
+            if rank.is_first:
                 assert pixels is not None
-                inputs = pixels[start : start + self.micro_batch]
+                inputs = pixels[start : start + self.micro_batch_size]
             else:
-                inputs = torch.empty(self.hidden_shape, device=place.device)
-                torch.distributed.recv(inputs, place.rank(place.stage - 1), group=place.pipeline)
+                inputs = torch.empty(self.hidden_shape, device=rank.device)
+                torch.distributed.recv(inputs, rank.global_rank(rank.stage - 1), group=rank.pipeline)
             output = self.stage(inputs)
-            if place.is_last:
+            if rank.is_last:
                 logits.append(output.float())
             else:
                 output = output.contiguous()
-                send = torch.distributed.isend(output, place.rank(place.stage + 1), group=place.pipeline)
+                send = torch.distributed.isend(output, rank.global_rank(rank.stage + 1), group=rank.pipeline)
                 sent.append((send, output))  # the tensor must live until it is sent
         for send, _ in sent:
             if send is not None:  # None where this process is in no group with the next
@@ -248,8 +260,8 @@ class Pipeline:
     def gradient_norm(self) -> torch.Tensor:
         """Return the norm of the whole model's gradients, on every process."""
         squares = [gradient.float().square().sum() for gradient in self._gradients()]
-        total = torch.stack(squares).sum() if squares else torch.zeros((), device=self.place.device)
-        torch.distributed.all_reduce(total, group=self.place.pipeline)
+        total = torch.stack(squares).sum() if squares else torch.zeros((), device=self.rank.device)
+        torch.distributed.all_reduce(total, group=self.rank.pipeline)
         return total.sqrt()
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
@@ -262,10 +274,10 @@ class Pipeline:
 
     def gather(self, by_name: Dict[str, Any]) -> Optional[Dict[str, Any]]:
         """Return what all stages of the first replica hold by the whole model's names, on the main process."""
-        if self.place.replica:
+        if self.rank.replica:
             return None
-        gathered: Optional[List[Any]] = [None] * self.place.num_stages if self.place.is_main else None
-        torch.distributed.gather_object(by_name, gathered, dst=0, group=self.place.pipeline)
+        gathered: Optional[List[Any]] = [None] * self.rank.num_stages if self.rank.is_main else None
+        torch.distributed.gather_object(by_name, gathered, dst=0, group=self.rank.pipeline)
         return None if gathered is None else {name: value for part in gathered for name, value in part.items()}
 
     def weights(self) -> Optional[Dict[str, torch.Tensor]]:

@@ -117,11 +117,11 @@ def _pipeline(rank: int, folder: str, vit: Any, images: int, count: int, stages:
     import torch
 
     from chestxray_vit.pipeline.pipeline_config import PipelineMode
-    from chestxray_vit.pipeline.stages import Pipeline, place_of
+    from chestxray_vit.pipeline.stages import Pipeline, PipelineSettings, stage_rank_of
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=stages)
     mode = PipelineMode((-1,), stages, 1, count, 1, (0.3,) * stages)
-    return Pipeline(vit, place_of(stages, torch.device("cpu")), mode, images // count, recompute=False)
+    return Pipeline(vit, stage_rank_of(stages, torch.device("cpu")), PipelineSettings(mode, images // count))
 
 
 def _leave() -> None:

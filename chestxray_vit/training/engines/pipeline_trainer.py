@@ -23,7 +23,7 @@ from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline import ipu_config
 from chestxray_vit.pipeline.pipeline_config import PipelineConfig
 from chestxray_vit.pipeline.stage_plan import StagePlan
-from chestxray_vit.pipeline.stages import Pipeline, Place, init_stage_rank
+from chestxray_vit.pipeline.stages import Pipeline, PipelineSettings, StageRank, init_stage_rank
 from chestxray_vit.training import global_batch
 from chestxray_vit.training.arguments import PipelineArguments
 from chestxray_vit.training.distributed import Ranks
@@ -41,10 +41,10 @@ class PipelineEngine(HFEngine):
     def __init__(self, device: str, options: PipelineArguments, ranks: Ranks):
         super().__init__(device, options, ranks)
         self.schedule = options.pipeline_schedule
-        self._stage_rank: Optional[Place] = None
+        self._stage_rank: Optional[StageRank] = None
 
     def pipeline_config(self, default: Optional[str] = None) -> PipelineConfig:
-        """Return the IPU configuration with this run's processes in the place of its IPUs.
+        """Return the IPU configuration with this run's processes instead of its IPUs.
 
         Raises:
             InputError: no pipeline can run here, or the processes are not a multiple of the stages.
@@ -109,7 +109,8 @@ class PipelineEngine(HFEngine):
             )
         mode, recompute = config.training, config.recompute_checkpoint_every_layer
         micro_batch_size = args.per_device_train_batch_size // mode.gradient_accumulation_steps
-        pipeline = Pipeline(model, rank, mode, micro_batch_size, recompute, self.schedule, inputs.pos_weight_L)
+        settings = PipelineSettings(mode, micro_batch_size, recompute, self.schedule)
+        pipeline = Pipeline(model, rank, settings, inputs.pos_weight_L)
         return StageTrainer(pipeline, model, processor, args, inputs)
 
     def notes(self, config: Optional[PipelineConfig], micro_batch_size: int, size: ViTSize) -> List[str]:
@@ -163,7 +164,7 @@ class StageTrainer(StageCheckpoints, Trainer):
 
     def __init__(self, pipeline: Pipeline, model: Any, processor: Any, args: StageArguments, inputs: TrainerInputs):
         """Args: pipeline: of this stage; the others as of `Engine.trainer`."""
-        self.pipeline, self.rank = pipeline, pipeline.place
+        self.pipeline, self.rank = pipeline, pipeline.rank
         train, validation = inputs.train, inputs.validation
         if not self.rank.is_first:
             train, validation = LabelsOnly.of(train), LabelsOnly.of(validation)
@@ -190,7 +191,7 @@ class StageTrainer(StageCheckpoints, Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Return this replica's share of whole global batches."""
         args, rank, rows = self.args, self.rank, self.train_dataset
-        batch = self.pipeline.micro_batch * self.pipeline.num_micro
+        batch = self.pipeline.micro_batch_size * self.pipeline.num_micro_batches
         seed = args.seed if args.data_seed is None else args.data_seed
         sampler = EpochSampler(rows, batch * rank.num_replicas, seed, rank.num_replicas, rank.replica)
         return self._loader(rows, sampler, batch)
@@ -235,7 +236,7 @@ class StageTrainer(StageCheckpoints, Trainer):
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         targets_NL = torch.cat(targets)
         logits_NL = torch.cat(logits) if logits else torch.empty_like(targets_NL)
-        torch.distributed.broadcast(logits_NL, rank.rank(rank.num_stages - 1), group=rank.pipeline)
+        torch.distributed.broadcast(logits_NL, rank.global_rank(rank.num_stages - 1), group=rank.pipeline)
         weight_L = self.pipeline.pos_weight_L
         output = EvalPrediction(logits_NL.cpu().numpy(), targets_NL.cpu().numpy())
         cpu_weight_L = None if weight_L is None else weight_L.cpu()
@@ -244,7 +245,7 @@ class StageTrainer(StageCheckpoints, Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Return all rows in order, the last micro-batch filled; each replica scores all of them."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        micro = self.pipeline.micro_batch
+        micro = self.pipeline.micro_batch_size
         batch = micro * -(-self.args.per_device_eval_batch_size // micro)
         padded = PaddedDataset(rows, micro)
         return self._loader(padded, SequentialSampler(padded), batch)

@@ -9,7 +9,7 @@ pytest.importorskip("transformers")
 
 from transformers import ViTConfig, ViTForImageClassification
 
-from chestxray_vit.pipeline.stages import Place, Stage, parts_of
+from chestxray_vit.pipeline.stages import Stage, StageRank, parts_of
 
 
 def drawn_vit(**sizes):
@@ -30,8 +30,8 @@ def drawn_vit(**sizes):
 def cut(vit, layers_by_ipu, recompute=False):
     """Return all stages of copies of a ViT, in this one process."""
     count = len(layers_by_ipu)
-    places = [Place(stage, count, 0, 1, torch.device("cpu"), None, None) for stage in range(count)]
-    return [Stage(copy.deepcopy(vit), place, layers_by_ipu, recompute) for place in places]
+    ranks = [StageRank(stage, count, 0, 1, torch.device("cpu"), None, None) for stage in range(count)]
+    return [Stage(copy.deepcopy(vit), rank, layers_by_ipu, recompute) for rank in ranks]
 
 
 @pytest.mark.parametrize("layers_by_ipu", [(5,), (2, 3), (1, 1, 1, 1, 1), (0, 5), (3, 0, 2)])

@@ -247,11 +247,11 @@ from transformers import Trainer
 import torch
 
 before, rank = dict(os.environ), int(os.environ["RANK"])
-place = init_stage_rank(read_ipu_config("vit-tiny-2ipu"), "cpu", int(os.environ["LOCAL_RANK"]))
+rank_of_stage = init_stage_rank(read_ipu_config("vit-tiny-2ipu"), "cpu", int(os.environ["LOCAL_RANK"]))
 args = StageArguments(output_dir=os.environ["OUT"], use_cpu=True, report_to="none", per_device_train_batch_size=3)
 trainer = Trainer(torch.nn.Linear(1, 1), args)
 assert dict(os.environ) == before
-assert (place.stage, args.process_index, args.world_size, args.n_gpu) == (rank, rank, 1, 0)
+assert (rank_of_stage.stage, args.process_index, args.world_size, args.n_gpu) == (rank, rank, 1, 0)
 assert (trainer.accelerator.num_processes, str(trainer.accelerator.distributed_type)) == (1, "DistributedType.NO")
 assert type(trainer.accelerator.prepare(trainer.model)) is torch.nn.Linear
 torch.distributed.barrier()
