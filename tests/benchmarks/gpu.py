@@ -123,10 +123,10 @@ class _Decoding:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> Dict[str, Any]:
+    def __getitem__(self, index: int) -> Dict[str, Any]:
         import torch
         from PIL import Image
 
-        with Image.open(self.paths[place]) as image:
+        with Image.open(self.paths[index]) as image:
             pixels_3HW = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixels_3HW, "labels": torch.zeros(len(FINDINGS))}

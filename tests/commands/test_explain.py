@@ -81,9 +81,9 @@ def xray_part(path, width, height):
     return full[round(top) : round(top) + height, round(left) : round(left) + width]
 
 
-def colour_at(part_HW3, place):
+def colour_at(part_HW3, position):
     """Return how far the middle of a field of 4 x 4 is from grey."""
-    row, column = (round((at + 0.5) * side / 4) for at, side in zip(place, part_HW3.shape))
+    row, column = (round((at + 0.5) * side / 4) for at, side in zip(position, part_HW3.shape))
     return int(np.ptp(part_HW3[row, column]))
 
 
@@ -320,8 +320,8 @@ def test_boxes_score_as_one_by_one(dataset, tmp_path, method):
         expected.append(slow_score(map_hw, boxes))
     assert overall["num_cases"] == len(expected) == 4
     assert overall["pointing_game"][0]["hits"] == pytest.approx(sum(hit for hit, _ in expected), abs=1e-12)
-    for place, row in enumerate(overall["iou"]):
-        assert row["mean"] == pytest.approx(np.mean([ious[place] for _, ious in expected]), abs=1e-4)
+    for position, row in enumerate(overall["iou"]):
+        assert row["mean"] == pytest.approx(np.mean([ious[position] for _, ious in expected]), abs=1e-4)
         assert row["mean"] > 0
 
 

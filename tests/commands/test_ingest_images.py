@@ -58,7 +58,7 @@ def test_missing_images(mini_release, capsys):
     )
     assert ingest(mini_release, "--allow_missing") == 0
     assert (mini_release / "images" / "metadata.jsonl").read_text().splitlines() == [
-        MINI_METADATA[place] for place in (0, 3, 4)
+        MINI_METADATA[index] for index in (0, 3, 4)
     ]
     report = report_of(mini_release)
     assert report["left_out"] == {"image missing": 2}

@@ -27,17 +27,17 @@ NOTICE = (
 )
 
 
-@pytest.mark.parametrize("images, place", [("images", "images"), ("images_001/images", ".")])
+@pytest.mark.parametrize("images, where", [("images", "images"), ("images_001/images", ".")])
 @pytest.mark.parametrize("lists", [True, False])
-def test_the_default_place(tmp_path, capsys, images, place, lists):
+def test_the_default_place(tmp_path, capsys, images, where, lists):
     """Where --dataset_dir of the other stages finds it; told where ImageFolder would take NIH's lists."""
     release = write_release(tmp_path / "release", images=images)
     if not lists:
         (release / "train_val_list.txt").unlink(), (release / "test_list.txt").unlink()
     assert ingest(release) == 0
-    assert written(release, "metadata.jsonl") == release / place / "metadata.jsonl"
-    assert written(release, "ingest_report.json") == release / place / "ingest_report.json"
-    assert (NOTICE in capsys.readouterr().out) == (lists and place == ".")
+    assert written(release, "metadata.jsonl") == release / where / "metadata.jsonl"
+    assert written(release, "ingest_report.json") == release / where / "ingest_report.json"
+    assert (NOTICE in capsys.readouterr().out) == (lists and where == ".")
 
 
 def test_folders_without_images_do_not_move_the_default_place(mini_release):
@@ -84,9 +84,9 @@ def test_output_beside_the_images(mini_release, monkeypatch):
     assert rows_of(mini_release / "images")[0]["file_name"] == "00000001_000.png"
 
 
-@pytest.mark.parametrize("place", ["elsewhere", "chest-xray-nihcc/images/deeper", "chest-xray"])
-def test_output_not_above_the_images(mini_release, capsys, place):
-    output = mini_release.parent / place / "metadata.jsonl"
+@pytest.mark.parametrize("where", ["elsewhere", "chest-xray-nihcc/images/deeper", "chest-xray"])
+def test_output_not_above_the_images(mini_release, capsys, where):
+    output = mini_release.parent / where / "metadata.jsonl"
     told = refusal(capsys, mini_release, "--output", output)
     assert told.startswith(
         f"error: {output}: the images in {mini_release}/images are not below its folder, and ImageFolder reads no "
@@ -167,13 +167,13 @@ def assert_imagefolder_reads(folder, cache_dir, **options):
     )
     assert len(read) == 5
     row_of = {tuple(row["labels"]): row for row in read}
-    for place, line in enumerate(MINI_METADATA):
+    for index, line in enumerate(MINI_METADATA):
         expected = json.loads(line)
         del expected["file_name"]
         row = row_of[tuple(expected["labels"])]
         assert set(row) == {"image", *expected}
         assert {name: row[name] for name in expected} == expected
-        assert row["image"].tobytes() == bytes([40 * place]) * 64  # each row has its own image
+        assert row["image"].tobytes() == bytes([40 * index]) * 64  # each row has its own image
 
 
 @pytest.mark.parametrize("lists", [False, True])

@@ -57,7 +57,7 @@ def splits_of(folder):
 def refusal(capsys, folder, *flags):
     """Return what is told of a release that is refused; an earlier run's files stay as they are."""
     earlier = [
-        place / name for place in (folder, folder / "images") for name in ("metadata.jsonl", "ingest_report.json")
+        index / name for index in (folder, folder / "images") for name in ("metadata.jsonl", "ingest_report.json")
     ]
     for path in earlier:
         path.write_text("earlier")

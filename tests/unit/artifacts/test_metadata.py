@@ -22,10 +22,10 @@ from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
 NAMES = ["b.png", "a/ä.png", "a/z.png", "a.png", "a/b/\U0001f9b4.png", "\ufffd.png", "a b.png", "00000001_000.png", "Z"]
 
 
-def row_of(name, place=0, **fields):
-    labels = [float(place % 14 == finding) for finding in range(14)]
-    row = {"file_name": name, "labels": labels, "split": ["train", "test"][place % 2], "patient_id": str(place)}
-    return {**row, "age": None if place % 3 else 57, "sex": "F", "view": None, "follow_up": place, **fields}
+def row_of(name, index=0, **fields):
+    labels = [float(index % 14 == finding) for finding in range(14)]
+    row = {"file_name": name, "labels": labels, "split": ["train", "test"][index % 2], "patient_id": str(index)}
+    return {**row, "age": None if index % 3 else 57, "sex": "F", "view": None, "follow_up": index, **fields}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def path(tmp_path):
     for name in NAMES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    return written(tmp_path / "metadata.jsonl", [row_of(name, place) for place, name in enumerate(NAMES)])
+    return written(tmp_path / "metadata.jsonl", [row_of(name, index) for index, name in enumerate(NAMES)])
 
 
 def written(path, rows, line_end="\n"):
@@ -83,7 +83,7 @@ def test_blank_lines_other_fields_and_line_ends(path, monkeypatch, block):
     monkeypatch.setattr(metadata_rows, "BLOCK", block)
     expected = read_metadata(path).to_pylist()
     lines = path.read_text().splitlines()
-    rows = [{**json.loads(line), "other": place if place < 4 else "text"} for place, line in enumerate(lines)]
+    rows = [{**json.loads(line), "other": index if index < 4 else "text"} for index, line in enumerate(lines)]
     text = "".join(["\ufeff", *(json.dumps(row) + "\r\n\r\n  \r\n" for row in rows)])
     path.write_bytes((text + "\n" * 5).encode())
     assert read_metadata(path).to_pylist() == expected
@@ -165,7 +165,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, split):
         names = [f"{number:08d}_000.png" for number in range(count)]
         for name in names:
             (folder / name).touch()
-        paths.append(written(folder / "metadata.jsonl", [row_of(name, place) for place, name in enumerate(names)]))
+        paths.append(written(folder / "metadata.jsonl", [row_of(name, index) for index, name in enumerate(names)]))
     run = subprocess.run([sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True, check=True)
     small, large = map(int, run.stdout.split())
     assert (large - small) / 12_000 < 100
@@ -179,7 +179,7 @@ IDS = ["1", "00001", "patient00001", "3" * 39, "ä b", "0", "-4", str(2**63 - 1)
 @pytest.mark.parametrize("block", [1, 300, 1 << 18])
 def test_patient_ids_are_read_as_they_stand(path, monkeypatch, block):
     monkeypatch.setattr(metadata_rows, "BLOCK", block)
-    rows = [row_of(name, place, patient_id=IDS[place]) for place, name in enumerate(NAMES)]
+    rows = [row_of(name, index, patient_id=IDS[index]) for index, name in enumerate(NAMES)]
     assert read_metadata(written(path, rows))["patient_id"].to_pylist() == IDS
 
 
@@ -189,14 +189,14 @@ def test_numbers_of_release_0_5_are_the_same_ids(path, monkeypatch, block, numbe
     """A file may hold both, where a tool put two together."""
     monkeypatch.setattr(metadata_rows, "BLOCK", block)
     ids = [30_805, 0, 1, 2**63 - 1, -4, 10, 7, 8, 9]
-    texts = [id_ if place in numbers else str(id_) for place, id_ in enumerate(ids)]
-    written(path, [row_of(name, place, patient_id=texts[place]) for place, name in enumerate(NAMES)])
+    texts = [id_ if index in numbers else str(id_) for index, id_ in enumerate(ids)]
+    written(path, [row_of(name, index, patient_id=texts[index]) for index, name in enumerate(NAMES)])
     assert read_metadata(path)["patient_id"].to_pylist() == [str(id_) for id_ in ids]
 
 
 @pytest.mark.parametrize("wrong", ["x" * 201, "4\0", "\0"])
 def test_a_patient_id_that_predictions_could_not_hold(path, wrong):
-    written(path, [row_of(name, place, patient_id=wrong if place == 5 else "4") for place, name in enumerate(NAMES)])
+    written(path, [row_of(name, index, patient_id=wrong if index == 5 else "4") for index, name in enumerate(NAMES)])
     assert refusal(path) == (
         "metadata.jsonl: patient_id is no id: line 6. Expected up to 200 characters. "
         f"Ingest again: python -m chestxray_vit.ingest {path.parent}"
@@ -205,7 +205,7 @@ def test_a_patient_id_that_predictions_could_not_hold(path, wrong):
 
 @pytest.mark.parametrize("wrong", ["", " ", "\t\u00a0"])
 def test_a_blank_patient_id_is_none(path, wrong):
-    written(path, [row_of(name, place, patient_id=wrong if place == 5 else "4") for place, name in enumerate(NAMES)])
+    written(path, [row_of(name, index, patient_id=wrong if index == 5 else "4") for index, name in enumerate(NAMES)])
     assert refusal(path).startswith("metadata.jsonl: missing value: line 6: no patient_id. ")
 
 
@@ -254,7 +254,7 @@ TWO = LabelSet("two", ("Mass", "Nodule"))
     ],
 )
 def test_the_label_set_is_the_reports_or_that_of_0_5(path, report, num_labels, expected):
-    written(path, [row_of(name, place, labels=[0.0] * num_labels) for place, name in enumerate(NAMES)])
+    written(path, [row_of(name, index, labels=[0.0] * num_labels) for index, name in enumerate(NAMES)])
     if report is not None:
         with_report(path, **report)
     assert open_metadata(path).label_set == expected
@@ -290,7 +290,7 @@ def test_a_report_that_is_none(path, text, expected):
 
 
 @pytest.mark.parametrize("block", [1, 700, 1 << 18])
-@pytest.mark.parametrize("place", [0, 4, 8])
+@pytest.mark.parametrize("index", [0, 4, 8])
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
@@ -303,25 +303,25 @@ def test_a_report_that_is_none(path, text, expected):
         (b"nul", "no JSON object"),
     ],
 )
-def test_a_line_that_cannot_be_parsed_is_named(path, monkeypatch, block, place, wrong, reason):
+def test_a_line_that_cannot_be_parsed_is_named(path, monkeypatch, block, index, wrong, reason):
     monkeypatch.setattr(metadata_rows, "BLOCK", block)
     lines = path.read_bytes().splitlines()
-    lines[place : place + 1] = [b"", wrong, b""]
+    lines[index : index + 1] = [b"", wrong, b""]
     path.write_bytes(b"\n".join(lines))
     text = refusal(path)
-    assert text.startswith(f"metadata.jsonl: line {place + 2}: {reason}")
+    assert text.startswith(f"metadata.jsonl: line {index + 2}: {reason}")
     assert text.endswith(f". Ingest again: python -m chestxray_vit.ingest {path.parent}")
 
 
 @pytest.mark.parametrize("block", [1, 1 << 18])
-@pytest.mark.parametrize("place", [0, 4])
+@pytest.mark.parametrize("index", [0, 4])
 @pytest.mark.parametrize("wrong", [b"null", b" \t\r\n null", b"\xef\xbb\xbfnull", b"null {}"])
 @pytest.mark.parametrize("other", [b"", b"\n{"])
-def test_a_line_of_null_does_not_end_the_process(path, monkeypatch, block, place, wrong, other):
+def test_a_line_of_null_does_not_end_the_process(path, monkeypatch, block, index, wrong, other):
     """Arrow reads no memory of its own where that is the first value."""
     monkeypatch.setattr(metadata_rows, "BLOCK", block)
     lines = path.read_bytes().splitlines()
-    lines[place] = wrong + other
+    lines[index] = wrong + other
     path.write_bytes(b"\n".join(lines))
     assert re.match(r"metadata.jsonl: .*\bline \d: (no |JSON parse error)", refusal(path))
 

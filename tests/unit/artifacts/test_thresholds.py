@@ -234,19 +234,19 @@ def test_all_findings_are_chosen_and_measured():
     table = choose_all(validation)
     assert list(table) == list(FINDINGS)
     points = measure_all(test, table)
-    for place, finding in enumerate(FINDINGS):
-        chosen = choose_each(validation.targets_NL[:, place], validation.scores_NL[:, place])
+    for index, finding in enumerate(FINDINGS):
+        chosen = choose_each(validation.targets_NL[:, index], validation.scores_NL[:, index])
         assert list(table[finding]) == list(chosen) == list(points[finding])
         for name, threshold in chosen.items():
             assert table[finding][name] == (None if math.isnan(threshold) else threshold)
             if not math.isnan(threshold):
-                columns = test.targets_NL[:, place], test.scores_NL[:, place]
+                columns = test.targets_NL[:, index], test.scores_NL[:, index]
                 assert points[finding][name] == measure(*columns, threshold, test.patient_ids)
 
 
-def with_column(place, targets, scores):
+def with_column(index, targets, scores):
     predictions = random_predictions(len(targets))
-    predictions.targets_NL[:, place], predictions.scores_NL[:, place] = targets, scores
+    predictions.targets_NL[:, index], predictions.scores_NL[:, index] = targets, scores
     return predictions
 
 

@@ -255,13 +255,13 @@ def test_a_column_that_is_null_in_every_row(tmp_path):
 def test_batches_hold_exactly_two_fields(dataset, processor):
     view = preprocessed(load_xrays(dataset), Preprocess(processor))
     assert len(view) == 5
-    batch = collate([view[place] for place in (4, 0, 3)])
+    batch = collate([view[index] for index in (4, 0, 3)])
     assert list(batch) == ["pixel_values", "labels"]
     assert (batch["pixel_values"].shape, batch["pixel_values"].dtype) == ((3, 3, 48, 40), torch.float32)
-    expected = [rows_of(dataset)[place]["labels"] for place in (4, 0, 3)]
+    expected = [rows_of(dataset)[index]["labels"] for index in (4, 0, 3)]
     assert (batch["labels"].tolist(), batch["labels"].dtype) == (expected, torch.float32)
-    for pixels, place in zip(batch["pixel_values"], (4, 0, 3)):
-        assert np.array_equal(pixels.numpy(), reference(processor, Image.new("L", (8, 8), 40 * place)))
+    for pixels, index in zip(batch["pixel_values"], (4, 0, 3)):
+        assert np.array_equal(pixels.numpy(), reference(processor, Image.new("L", (8, 8), 40 * index)))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -296,8 +296,8 @@ def test_names_and_targets_of_a_selection(synthetic_dataset, monkeypatch):
     rows = rows_of(synthetic_dataset)
     for places in ([3, 0, 40, 41, 42, 2, 9, 8, 7], [5], range(14), range(len(rows)), []):
         chosen = xrays.select(places)
-        assert list(names_of(chosen)) == [rows[place]["file_name"] for place in places]
+        assert list(names_of(chosen)) == [rows[index]["file_name"] for index in places]
         targets_NL = targets_of(chosen)
         assert (targets_NL.dtype, targets_NL.shape) == (np.float32, (len(places), 14))
-        assert targets_NL.tolist() == [rows[place]["labels"] for place in places]
+        assert targets_NL.tolist() == [rows[index]["labels"] for index in places]
         assert targets_NL.flags.writeable  # torch warns of what is not

@@ -29,11 +29,11 @@ def slow_bootstrap(targets_NL, scores_NL, patients_N, replicates, seed):
     names = sorted(set(patients_N.tolist()))
     aucs_RL = np.full((replicates, targets_NL.shape[1]), NAN)
     for replicate in range(replicates):
-        drawn = [names[place] for place in random.integers(len(names), size=len(names))]
+        drawn = [names[index] for index in random.integers(len(names), size=len(names))]
         rows = [image for name in drawn for image, patient in enumerate(patients_N.tolist()) if patient == name]
-        for place, targets_N in enumerate(targets_NL[rows].T):
+        for index, targets_N in enumerate(targets_NL[rows].T):
             if len(set(targets_N.tolist())) == 2:
-                aucs_RL[replicate, place] = roc_auc_score(targets_N, scores_NL[rows, place])
+                aucs_RL[replicate, index] = roc_auc_score(targets_N, scores_NL[rows, index])
     return aucs_RL
 
 
@@ -199,8 +199,8 @@ def test_the_macro_is_that_of_the_sample_and_close_to_obuchowski():
     assert (estimate.auc, estimate.num_findings) == (pytest.approx(by_formula.auc, abs=1e-12), 4)
     assert estimate.variance == pytest.approx(by_formula.variance, rel=0.1)
     assert (estimate.low, estimate.high) == pytest.approx((by_formula.low, by_formula.high), abs=0.005)
-    for place, finding in enumerate(finding_intervals(result)):
-        expected = obuchowski(data[0][:, place], data[1][:, place], data[2])
+    for index, finding in enumerate(finding_intervals(result)):
+        expected = obuchowski(data[0][:, index], data[1][:, index], data[2])
         assert finding.variance == pytest.approx(expected.variance, rel=0.1)
         assert (finding.num_undefined, finding.informative) == (0, True)
 

@@ -47,16 +47,16 @@ def test_bins_by_hand():
     assert math.isnan(bins[1].prevalence)
     assert bins[2] == Bin(0.5, 0.75, 2, 1, pytest.approx(0.65))
     assert bins[3] == Bin(0.75, 1.0, 1, 1, 1.0)
-    assert [bins[place].prevalence for place in (0, 2, 3)] == [0.5, 0.5, 1.0]
+    assert [bins[bin_index].prevalence for bin_index in (0, 2, 3)] == [0.5, 0.5, 1.0]
     # 2/5 * |0.5 - 0.15| + 2/5 * |0.5 - 0.65| + 1/5 * |1 - 1| = 0.14 + 0.06
     assert expected_calibration_error(bins) == pytest.approx(0.2)
 
 
 def test_a_score_on_an_edge_is_in_the_bin_above():
     # 0.1 + 0.2 and 3 * 0.1 are 0.30000000000000004, 0.3 // 0.1 is 2
-    for place, edge in enumerate([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]):
+    for bin_index, edge in enumerate([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]):
         (filled,) = (bin for bin in reliability([1], [edge]) if bin.num_images)
-        assert (filled.low, filled) == (edge, reliability([1], [edge])[place])
+        assert (filled.low, filled) == (edge, reliability([1], [edge])[bin_index])
     assert reliability([1], [1.0])[9].num_images == 1
     assert reliability([1], [-0.0])[0].num_images == 1
 
@@ -66,10 +66,10 @@ def test_every_edge_and_its_neighbours(num_bins):
     for k in range(num_bins + 1):
         edge = float(f"{k / num_bins!r}")
         neighbours = [(np.nextafter(edge, -1), k - 1), (edge, k), (np.nextafter(edge, 2), k)]
-        for score, place in neighbours:
+        for score, bin_index in neighbours:
             if 0 <= score <= 1:
                 bins = reliability([0], [score], num_bins)
-                assert [bin.num_images for bin in bins].index(1) == min(place, num_bins - 1)
+                assert [bin.num_images for bin in bins].index(1) == min(bin_index, num_bins - 1)
                 assert len(bins) == num_bins
     assert [bin.low for bin in bins] == [k / num_bins for k in range(num_bins)]
     assert [bin.high for bin in bins] == [(k + 1) / num_bins for k in range(num_bins)]

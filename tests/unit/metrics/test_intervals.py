@@ -102,8 +102,8 @@ def test_holm_is_the_closed_test_of_bonferroni(seed):
     """The adjusted p of a test is the largest, over all sets of tests that hold it, of their Bonferroni p."""
     p_values = (np.random.default_rng(seed).random(7) ** 3).tolist()
     slow = []
-    for place in range(7):
-        sets = [[other for other in range(7) if code >> other & 1] for code in range(1, 2**7) if code >> place & 1]
+    for index in range(7):
+        sets = [[other for other in range(7) if code >> other & 1] for code in range(1, 2**7) if code >> index & 1]
         slow.append(max(min(1.0, len(held) * min(p_values[other] for other in held)) for held in sets))
     assert holm(p_values).tolist() == pytest.approx(slow)
 

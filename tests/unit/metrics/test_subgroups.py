@@ -152,17 +152,17 @@ def test_groups_have_the_numbers_of_their_images(seed):
             patients = patients_N[mask_N]
             assert (found["num_images"], found["num_patients"]) == (mask_N.sum(), len(set(patients)))
             large = []
-            for place, row in enumerate(found["findings"]):
-                positive_N = targets_NL[:, place] == 1
+            for index, row in enumerate(found["findings"]):
+                positive_N = targets_NL[:, index] == 1
                 num_patients = [len(set(patients[of_class_N])) for of_class_N in (positive_N, ~positive_N)]
-                assert row["finding"] == FINDINGS[place]
+                assert row["finding"] == FINDINGS[index]
                 assert (row["num_positives"], row["num_positive_patients"]) == (positive_N.sum(), num_patients[0])
                 assert row["too_small"] == (min(num_patients) < MIN_PATIENTS)
                 if row["too_small"]:
                     assert row["auc"] is row["low"] is row["high"] is row["difference"] is row["p"] is None
                 else:
-                    large.append(place)
-                    estimate = obuchowski(targets_NL[:, place], scores_NL[:, place], patients)
+                    large.append(index)
+                    estimate = obuchowski(targets_NL[:, index], scores_NL[:, index], patients)
                     assert row["auc"] == estimate.auc
                     assert (row["low"], row["high"]) == (pytest.approx(estimate.low), pytest.approx(estimate.high))
             assert found["macro"]["num_findings"] == len(large)
@@ -221,9 +221,9 @@ def test_without_common_patients_the_variances_add_up():
     targets_NL, scores_NL, patients_N = clustered(1, num_images=600, num_patients=150, num_findings=3)
     masks = {"a": patients_N < 70, "b": patients_N >= 70}
     groups = subgroups(targets_NL, scores_NL, patients_N, masks)
-    for place in range(3):
-        a, b = (groups[group].findings[place].estimate.variance for group in "ab")
-        assert groups["a"].findings[place].difference.variance == pytest.approx(a + b, rel=1e-12)
+    for index in range(3):
+        a, b = (groups[group].findings[index].estimate.variance for group in "ab")
+        assert groups["a"].findings[index].difference.variance == pytest.approx(a + b, rel=1e-12)
     a, b = (groups[group].macro.variance for group in "ab")
     assert groups["a"].macro_difference.variance == pytest.approx(a + b, rel=1e-12)
 
@@ -259,7 +259,7 @@ def test_variance_agrees_with_the_jackknife_of_patients(lean):
 def test_macro_difference_is_the_mean_of_all_covariances():
     targets_NL, scores_NL, patients_N = clustered(3, num_images=240, num_patients=60, num_findings=2)
     masks = halves(patients_N)
-    columns = [(targets_NL[:, place], scores_NL[:, place], patients_N) for place in range(2)]
+    columns = [(targets_NL[:, index], scores_NL[:, index], patients_N) for index in range(2)]
     signed = [(sign, lists(*column, mask_N)) for sign, mask_N in zip((1, -1), masks.values()) for column in columns]
     slow = sum(s * t * slow_covariance(one, other) for s, one in signed for t, other in signed) / 4
     group = subgroups(targets_NL, scores_NL, patients_N, masks)["a"]

@@ -92,7 +92,7 @@ def test_fifteen_labels_have_fifteen_outputs(run_dir):
 
 def test_other_order_of_findings_is_refused(run_dir):
     swapped = [FINDINGS[1], FINDINGS[0], *FINDINGS[2:]]
-    edit_config(run_dir, id2label={str(place): name for place, name in enumerate(swapped)})
+    edit_config(run_dir, id2label={str(index): name for index, name in enumerate(swapped)})
     for load in (model.load_model, lambda folder: model.build_model(str(folder))):
         with pytest.raises(InputError, match="its outputs are Cardiomegaly, Atelectasis"):
             load(run_dir)

@@ -77,9 +77,9 @@ def random_vit(num_layers=3):
 def pixels_with(bright=None, dark=None, size=(64, 64), patch=(16, 16)):
     """Return grey pixels with a bright and a dark patch at (row, column)."""
     pixels_13HW = torch.zeros(1, 3, *size)
-    for place, value in ((bright, 1.0), (dark, -1.0)):
-        if place is not None:
-            rows, columns = (slice(at * side, (at + 1) * side) for at, side in zip(place, patch))
+    for position, value in ((bright, 1.0), (dark, -1.0)):
+        if position is not None:
+            rows, columns = (slice(at * side, (at + 1) * side) for at, side in zip(position, patch))
             pixels_13HW[..., rows, columns] = value
     return pixels_13HW
 
@@ -120,18 +120,18 @@ def slow_gradient_weighted(layers_HTT, gradients_HTT):
     return total[0]
 
 
-def of_image(layers, place):
-    return [layer[place].double().tolist() for layer in layers]
+def of_image(layers, position):
+    return [layer[position].double().tolist() for layer in layers]
 
 
 def test_formulas_against_slow_versions():
     attentions, gradients = random_attentions(num_layers=4)
     rolled, weighted = attention.rollout(attentions), attention.gradient_weighted(attentions, gradients)
     assert rolled.shape == weighted.shape == (2, 5)
-    for place in range(2):
-        layers, slopes = of_image(attentions, place), of_image(gradients, place)
-        assert rolled[place].tolist() == pytest.approx(slow_rollout(layers), rel=1e-5)
-        assert weighted[place].tolist() == pytest.approx(slow_gradient_weighted(layers, slopes), rel=1e-4)
+    for position in range(2):
+        layers, slopes = of_image(attentions, position), of_image(gradients, position)
+        assert rolled[position].tolist() == pytest.approx(slow_rollout(layers), rel=1e-5)
+        assert weighted[position].tolist() == pytest.approx(slow_gradient_weighted(layers, slopes), rel=1e-4)
     assert rolled.sum(dim=1).tolist() == pytest.approx([1, 1])
 
 
@@ -202,9 +202,9 @@ def test_each_finding_has_its_own_patch():
     vit, _ = known_vit()
     pixels_13HW = pixels_with(bright=(1, 2), dark=(3, 0))
     maps = attention.heat_maps(vit, pixels_13HW.expand(2, -1, -1, -1), [BRIGHT, DARK])
-    for map_hw, place in zip(maps, [(1, 2), (3, 0)]):
-        assert map_hw[place] > 0.01
-        assert map_hw.sum() == map_hw[place]  # all of it
+    for map_hw, position in zip(maps, [(1, 2), (3, 0)]):
+        assert map_hw[position] > 0.01
+        assert map_hw.sum() == map_hw[position]  # all of it
 
 
 def test_rollout_is_of_no_finding():
@@ -223,11 +223,11 @@ def test_maps_of_several_layers_are_the_formulas(method):
     found = attention.heat_maps(vit, pixels_33HW, places, method)
     if hasattr(vit, "set_attn_implementation"):
         vit.set_attn_implementation("eager")
-    for row, place in enumerate(places):  # one image at a time, by a backward pass
+    for row, position in enumerate(places):  # one image at a time, by a backward pass
         output = vit(pixel_values=pixels_33HW[row : row + 1], output_attentions=True)
         for layer in output.attentions:
             layer.retain_grad()
-        output.logits[0, place].backward()
+        output.logits[0, position].backward()
         layers = of_image([layer.detach() for layer in output.attentions], 0)
         slopes = of_image([layer.grad for layer in output.attentions], 0)
         expected = slow_rollout(layers) if method == "rollout" else slow_gradient_weighted(layers, slopes)
@@ -319,13 +319,13 @@ def test_maps_of_image_are_of_the_highest_score_or_those_asked_for():
     pixels_3HW = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         scores_L = torch.sigmoid(vit(pixel_values=pixels_3HW[None]).logits[0].double())
-    [(place, score, map_hw)] = attention.maps_of_image(vit, pixels_3HW, None)
-    assert place == int(scores_L.argmax())
-    assert score == pytest.approx(float(scores_L[place]), abs=1e-6)
+    [(position, score, map_hw)] = attention.maps_of_image(vit, pixels_3HW, None)
+    assert position == int(scores_L.argmax())
+    assert score == pytest.approx(float(scores_L[position]), abs=1e-6)
     everything = list(attention.maps_of_image(vit, pixels_3HW, range(14)))  # more than a batch
-    assert [place for place, _, _ in everything] == list(range(14))
+    assert [position for position, _, _ in everything] == list(range(14))
     assert [score for _, score, _ in everything] == pytest.approx(scores_L.tolist(), abs=1e-6)
-    assert everything[place][2] == pytest.approx(map_hw, rel=1e-4, abs=1e-6)
+    assert everything[position][2] == pytest.approx(map_hw, rel=1e-4, abs=1e-6)
 
 
 def test_fifteenth_output_is_never_the_finding_of_the_highest_score():
@@ -341,5 +341,5 @@ def test_fifteenth_output_is_never_the_finding_of_the_highest_score():
     )
     vit, _ = model.build_from_scratch(shape, NIH_CHESTXRAY14.with_negative_column())
     torch.nn.init.constant_(vit.classifier.bias[14:], 9.0)
-    [(place, _, _)] = attention.maps_of_image(vit.eval(), torch.zeros(3, 32, 32), None)
-    assert place < 14
+    [(position, _, _)] = attention.maps_of_image(vit.eval(), torch.zeros(3, 32, 32), None)
+    assert position < 14

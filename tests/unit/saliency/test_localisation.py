@@ -214,7 +214,7 @@ def test_interval_is_wilsons(hits, total):
     stats = pytest.importorskip("scipy.stats")
     if not hasattr(stats, "binomtest"):
         pytest.skip("needs scipy 1.7")
-    cases = [case("Mass", f"{place}.png", "1", float(place < hits), 0.1) for place in range(total)]
+    cases = [case("Mass", f"{index}.png", "1", float(index < hits), 0.1) for index in range(total)]
     game = localisation_report(cases, ["Mass"], "gradient")["all"]["pointing_game"][0]
     there = stats.binomtest(hits, total).proportion_ci(method="wilson")
     assert (game["low"], game["high"]) == pytest.approx((there.low, there.high), abs=1e-9)

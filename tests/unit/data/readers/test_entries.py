@@ -125,11 +125,11 @@ def test_a_table_of_several_chunks_and_slices(path):
     table = read_entries(write_csv(path, rows)).table
     pieces = [slice(3, 10), slice(30, 40), slice(0, 3), slice(12, 13)]
     entries = Entries(pyarrow.concat_tables([table.slice(p.start, p.stop - p.start) for p in pieces]), NIH_CHESTXRAY14)
-    places = [place for piece in pieces for place in range(40)[piece]]
+    places = [index for piece in pieces for index in range(40)[piece]]
     for kept in (entries, entries.keep(np.arange(len(places)) % 2 == 0)):
         where = places if kept is entries else places[::2]
         assert kept.column("age") == kept.arrow("age").to_pylist() == where
-        assert kept.arrow("view").to_pylist() == [[None, "PA", "AP"][place % 3] for place in where]
+        assert kept.arrow("view").to_pylist() == [[None, "PA", "AP"][index % 3] for index in where]
         assert kept.numbers("number").tolist() == numbers_of(kept.arrow("file_name")).tolist()
         values, codes_N = distinct(kept.arrow("view"))
-        assert [values[code] for code in codes_N] == [[None, "PA", "AP"][place % 3] for place in where]
+        assert [values[code] for code in codes_N] == [[None, "PA", "AP"][index % 3] for index in where]

@@ -62,17 +62,17 @@ def test_bytes_in_circulation(path, change):
 def test_lines_are_counted_over_blocks(path, small_blocks):
     good = [row(f"0000{number // 1000:04d}_{number % 1000:03d}.png") for number in range(1000, 1300)]
     wrong = {60: "x,y", 61: good[61] + ",7,8", 250: "x,y"}
-    lines = [wrong.get(place, line) for place, line in enumerate(good)]
+    lines = [wrong.get(index, line) for index, line in enumerate(good)]
     with pytest.raises(InputError) as error:
         read_entries(write_csv(path, lines))
     assert str(error.value) == (
         "Data_Entry_2017.csv: row of another length: line 62 has 2 fields, expected 11; "
         "line 63 has 13 fields, expected 11; line 252 has 2 fields, expected 11. Is the file whole?"
     )
-    lines = [line.replace("Mass", "Herz") if place in (0, 77, 299) else line for place, line in enumerate(good)]
+    lines = [line.replace("Mass", "Herz") if index in (0, 77, 299) else line for index, line in enumerate(good)]
     with pytest.raises(InputError, match="unknown finding: line 2: 'Herz'; line 79: 'Herz'; line 301: 'Herz'. Known: "):
         read_entries(write_csv(path, lines))
-    lines = [line.replace("Mass", '"Mass') if place == 203 else line for place, line in enumerate(good)]
+    lines = [line.replace("Mass", '"Mass') if index == 203 else line for index, line in enumerate(good)]
     with pytest.raises(InputError, match="line break inside a field: line 205. Expected one line an image"):
         read_entries(write_csv(path, lines))
 
@@ -202,12 +202,12 @@ def test_lines_are_counted_over_crlf(path):
         read_entries(path)
 
 
-@pytest.mark.parametrize("place", [0, 3])
-def test_a_blank_line_inside(path, place):
-    write_csv(path, [*MINI_ROWS[:place], "", *MINI_ROWS[place:], row(findings="x")])
+@pytest.mark.parametrize("index", [0, 3])
+def test_a_blank_line_inside(path, index):
+    write_csv(path, [*MINI_ROWS[:index], "", *MINI_ROWS[index:], row(findings="x")])
     with pytest.raises(InputError) as error:
         read_entries(path)
-    assert f"  - empty findings: line {place + 2}: ''." in str(error.value)
+    assert f"  - empty findings: line {index + 2}: ''." in str(error.value)
     assert "  - unknown finding: line 8: 'x'." in str(error.value)  # the lines after it are counted right
 
 

@@ -63,8 +63,8 @@ def test_real_file(real_release):
         "Pneumonia": 120,
         "Pneumothorax": 98,
     }
-    place = (225.084745762712, 547.019216763771, 86.7796610169491, 79.1864406779661)
-    assert boxes[0] == Box("00013118_008.png", "Atelectasis", *place)
+    index = (225.084745762712, 547.019216763771, 86.7796610169491, 79.1864406779661)
+    assert boxes[0] == Box("00013118_008.png", "Atelectasis", *index)
 
 
 def test_hostile_file_is_told_all_at_once(tmp_path):
