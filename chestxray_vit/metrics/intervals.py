@@ -233,16 +233,16 @@ def effective_number(counts_P: np.ndarray, others_P: np.ndarray) -> float:
     >>> effective_number(np.array([2, 0, 2]), np.array([0, 2, 0]))  # two images of each patient, always alike
     3
 
-    Args:
-        counts_P: images of each patient that the rate counts.
-        others_P: the patient's other images.
-
     The design effect (Rao and Scott, Biometrics 1992) is the variance of p = count / total as a ratio of sums over
     m patients, m / (m - 1) * sum (c_i - p n_i)^2 / total^2, over that of independent images. The latter,
     p (1 - p) / total, takes the factor m / (m - 1) too: with one image a patient the design effect is then exactly 1,
     and copies of every image change nothing. So that the bound of 1 does not take copies for images either, a divisor
     which all counts share is first taken out. With fewer than 30 patients the design effect is a rough guess; where
     there is none, as p is 0 or 1 or m is 1, the effective number is m, as if a patient's images all told the same.
+
+    Args:
+        counts_P: images of each patient that the rate counts.
+        others_P: the patient's other images.
     """
     totals_P = counts_P + others_P
     count, total, num_patients = int(counts_P.sum()), int(totals_P.sum()), int(np.count_nonzero(totals_P))
