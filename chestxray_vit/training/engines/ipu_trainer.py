@@ -11,7 +11,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
@@ -174,7 +174,7 @@ class PipelinedTrainer(BaseTrainer, IPUTrainer):
         """Args: config: of this instance; ranks: which of poprun's this is; the others as of `Engine.trainer`."""
         self.ranks = ranks
         super().__init__(
-            inputs,
+            replace(inputs, to_pixel_values=None),  # the collator's work, on the host
             show_progress=not args.disable_tqdm,
             model=model,
             ipu_config=config,

@@ -6,6 +6,7 @@ is an ordinary one, weights and optimizer of the whole model, so that any other 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Dict, List, Mapping, Optional, Tuple
@@ -169,7 +170,7 @@ class StageTrainer(StageCheckpoints, Trainer):
         if not self.rank.is_first:
             train, validation = LabelsOnly.of(train), LabelsOnly.of(validation)
         super().__init__(
-            TrainerInputs(train, validation, inputs.metrics, None, inputs.to_pixel_values, inputs.augment),
+            replace(inputs, train=train, validation=validation),
             show_progress=self.rank.is_main and not args.disable_tqdm,
             model=model,
             args=args,
