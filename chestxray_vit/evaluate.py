@@ -125,6 +125,7 @@ class Scorer:
         """
         from chestxray_vit.data.cached_dataset import model_inputs, open_cache, readable
         from chestxray_vit.images.preprocess import GreyToPixelValues, Preprocess
+        from chestxray_vit.metrics.roc_auc import RocAucMetrics
         from chestxray_vit.models.label_config import label_set_of
         from chestxray_vit.models.vit import load_model
         from chestxray_vit.training import recipe
@@ -145,7 +146,8 @@ class Scorer:
         values["bf16"] = values["bf16"] or False  # not by default: the same scores on every engine
         self.training_arguments = self.engine.arguments(values)
         config = self.engine.pipeline_config(default=_ipu_config_of(command.run_dir))
-        trainer_inputs = TrainerInputs(to_pixel_values=None if cache is None else GreyToPixelValues(preprocess))
+        to_pixel_values = None if cache is None else GreyToPixelValues(preprocess)
+        trainer_inputs = TrainerInputs(metrics=RocAucMetrics(self.label_set), to_pixel_values=to_pixel_values)
         self.trainer = self.engine.trainer(vit, processor, self.training_arguments, trainer_inputs, config)
 
     def score(self, name: str) -> Any:

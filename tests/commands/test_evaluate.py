@@ -24,6 +24,7 @@ from chestxray_vit.reporting.write import OUTPUTS
 from chestxray_vit.training.engines.base import predict_logits
 from tests.helpers.engines import arguments_of, trainer_of
 from tests.helpers.fork_server import contents
+from tests.helpers.opens import count_opens
 
 TINY = ViTSize(
     image_size=64, patch_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
@@ -252,3 +253,13 @@ def test_two_processes_score_every_image_once(run, synthetic_dataset, tmp_path):
     assert list(table.file_names) == dataset["file_name"][:]
     expected = 1 / (1 + np.exp(-logits_one_by_one(run, dataset)))
     assert np.abs(table.scores_NL - expected).max() < 1e-5
+
+
+def test_the_data_set_is_opened_once(run, synthetic_dataset, tmp_path):
+    where = ["--dataset_dir", synthetic_dataset, "--output_dir", tmp_path / "out", "--device", "cpu"]
+    for cache in ("first", "again"):  # built, then found
+        opens, done = count_opens(
+            "metadata.jsonl", ["chestxray_vit.evaluate", run, *where, "--cache_dir", tmp_path / "cache"]
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert opens == 1, cache

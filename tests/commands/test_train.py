@@ -27,6 +27,7 @@ from chestxray_vit.training import run_folder
 from chestxray_vit.training.engines.base import pos_weights
 from chestxray_vit.training.global_batch import GlobalBatch
 from tests.helpers.engines import arguments_of, engine_of, trainer_of
+from tests.helpers.opens import count_opens
 from tests.helpers.training import STEPS, TINY, history, losses, trained
 
 TINY_SIZE = ViTSize(
@@ -331,3 +332,13 @@ def test_ipu_config_travels_with_the_run(synthetic_dataset, tmp_path):
     assert config["layers_per_ipu"] == [3, 3, 3, 3]
     arguments = json.loads((tmp_path / "run" / "train_config.json").read_text())["training_arguments"]
     assert arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] == 128
+
+
+def test_the_data_set_is_opened_once(synthetic_dataset, tmp_path):
+    short = [*TINY, "--num_train_epochs", "1", "--cache_dir", tmp_path / "cache"]
+    opens, done = count_opens(
+        "metadata.jsonl",
+        ["chestxray_vit.train", "--dataset_dir", synthetic_dataset, "--output_dir", tmp_path / "run", *short],
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert opens == 1
