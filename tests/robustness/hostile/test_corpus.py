@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -243,7 +244,7 @@ def test_a_hostile_input(case: Case, good, tmp_path, monkeypatch, capsys, caplog
     touched = {name for name in {*before, *after} if before.get(name) != after.get(name)}
     if case.outcome == REFUSE:
         assert "error: " in said
-        assert len(said) < MOST_SAID
+        assert len(re.sub(r"\r[^\r\n]*image/s\]", "", said)) < MOST_SAID  # a slow machine shows more progress
         assert not touched
     else:
         may_write = [f"case/{name}" for name in (*OUTPUTS[case.program], *case.writes)]
