@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import textwrap
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Optional, Sequence, Tuple
 
@@ -24,8 +24,8 @@ from chestxray_vit.pipeline.pipeline_config import PipelineConfig
 from chestxray_vit.pipeline.schedule import MAX_SHOWN, SCHEDULES, bubble_of, draw_schedule, simulate
 from chestxray_vit.pipeline.stage_cost import balance, imbalance_of
 from chestxray_vit.pipeline.stage_plan import ESTIMATE, StagePlan
+from chestxray_vit.training.arguments import ViTSizeArguments
 
-SIZES = "image_size patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size".split()
 NAMES = {"1f1b": "1F1B", "gpipe": "GPipe"}
 WIDTH = 110
 
@@ -47,13 +47,8 @@ def parser() -> argparse.ArgumentParser:
     add("--n_ipu", type=int, metavar="N", help="IPUs to use, which sets the replicas (default: $NUM_AVAILABLE_IPU)")
     add("--ipu_config_overrides", metavar="S", help='such as "gradient_accumulation_steps=64,layers_per_ipu=[2 4 4 2]"')
     add("--fp32", action="store_true", help="float32 in place of float16")
-    for name in SIZES:
-        add(
-            f"--{name}",
-            type=int,
-            metavar="N",
-            help=f"of a ViT trained from scratch (default: {getattr(ViTSize, name)})",
-        )
+    for field in fields(ViTSizeArguments):
+        add(f"--{field.name}", type=int, metavar="N", help=f"of a ViT trained from scratch: {field.metadata['help']}")
     add("--json", action="store_true", help="print all of it as JSON, in bytes and FLOPs")
     add("--schedule", choices=SCHEDULES, default="1f1b", help="order of the passes in the picture (default: 1f1b)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="engine of --check (default: cpu)")
@@ -95,7 +90,7 @@ def _check(args: argparse.Namespace, config: PipelineConfig, size: ViTSize) -> i
 
 def _model_size(args: argparse.Namespace) -> ViTSize:
     """Return the size of the checkpoint, or that of the size flags."""
-    sizes = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
+    sizes = ViTSizeArguments(**{field.name: getattr(args, field.name) for field in fields(ViTSizeArguments)}).named()
     if not args.model_name_or_path:
         return ViTSize(**sizes)
     if sizes:
