@@ -69,18 +69,18 @@ def of_processes(
     Raises:
         InputError: the numbers contradict each other or do not divide.
     """
-    size, steps, total = micro_batch_size, gradient_accumulation_steps, global_batch_size
-    if total is None:
-        total = size * steps * num_processes if size and steps else TUTORIAL
-    share, rest = divmod(total, num_processes * (steps or 1))
+    size, steps, images = micro_batch_size, gradient_accumulation_steps, global_batch_size
+    if images is None:
+        images = size * steps * num_processes if size and steps else TUTORIAL
+    share, rest = divmod(images, num_processes * (steps or 1))
     if size is None and not rest and share:
         largest = share if steps else largest_micro_batch
         size = max(count for count in range(1, min(share, largest) + 1) if share % count == 0)
     if steps is None and size:
-        steps = total // (num_processes * size)
-    if not size or not steps or size * steps * num_processes != total:
+        steps = images // (num_processes * size)
+    if not size or not steps or size * steps * num_processes != images:
         raise InputError(
-            f"global batch {total} is not per_device_train_batch_size {size or '?'} x "
+            f"global batch {images} is not per_device_train_batch_size {size or '?'} x "
             f"gradient_accumulation_steps {steps or '?'} x {num_processes} processes. "
             "Leave out one of the first two, or set --global_batch_size to their product."
         )

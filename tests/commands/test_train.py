@@ -145,7 +145,7 @@ def test_epochs_are_drawn_in_the_same_order_by_every_engine(synthetic_dataset, t
         drawn = [name for batch in loader for name in batch["file_name"]]
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(1337 + epoch)).tolist()
         names = dataset["file_name"]
-        assert drawn == [names[place] for place in order[: len(dataset) // 4 * 4]]
+        assert drawn == [names[index] for index in order[: len(dataset) // 4 * 4]]
 
 
 def test_resuming_restores_every_tensor_and_leaves_the_random_state(run, synthetic_dataset):
