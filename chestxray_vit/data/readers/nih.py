@@ -197,14 +197,26 @@ def read_test_list(train_val_list: Path, test_list: Path, entries: Entries) -> n
     Raises:
         InputError: the lists overlap, name an image that the CSV has not, or leave one of its images out.
     """
-    import pyarrow
-
-    train_val, test = (_read_text(path).split() for path in (train_val_list, test_list))
-    train_val_numbers, test_numbers = (numbers_of(pyarrow.array(names, "string")) for names in (train_val, test))
+    train_val, test = (_split_words(_read_text(path)) for path in (train_val_list, test_list))
     numbers_N = entries.numbers("number")
-    if not np.array_equal(np.sort(np.concatenate([train_val_numbers, test_numbers])), np.sort(numbers_N)):
-        _compare_lists(train_val_list, test_list, set(train_val), set(test), set(entries.column("file_name")))
-    return indices_of(np.unique(test_numbers), numbers_N) >= 0 if test else np.zeros(len(entries), bool)
+    order_N = np.argsort(numbers_N, kind="stable")
+    rows = indices_of(numbers_N[order_N], np.concatenate([numbers_of(train_val), numbers_of(test)]))
+    if len(rows) != len(entries) or (rows < 0).any() or (np.bincount(rows) != 1).any():
+        names = set(train_val.to_pylist()), set(test.to_pylist())
+        _compare_lists(train_val_list, test_list, *names, set(entries.column("file_name")))
+    in_test_N = np.zeros(len(entries), bool)
+    in_test_N[order_N[rows[len(train_val) :]]] = True
+    return in_test_N
+
+
+def _split_words(text: str) -> Any:
+    """Return the words of a text as an Arrow string array."""
+    import pyarrow
+    import pyarrow.compute as compute
+
+    split = compute.ascii_split_whitespace if text.isascii() else compute.utf8_split_whitespace
+    words = split(pyarrow.array([text], "string")).flatten()
+    return words.filter(compute.not_equal(words, ""))
 
 
 def _compare_lists(train_val_list: Path, test_list: Path, train_val: Set[str], test: Set[str], known: Set[str]) -> None:
