@@ -1,4 +1,4 @@
-"""Plan an ipu_config.json on paper: which layer stands on which IPU, whether it fits, how long IPUs wait for another.
+"""Plan an ipu_config.json: which layers each IPU holds, whether they fit, and how long IPUs wait for one another.
 
     python -m chestxray_vit.plan vit-base-pod4
     python -m chestxray_vit.plan vit-base-pod4 --balance 8
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m chestxray_vit.plan",
         description="Show the stage plan of an ipu_config.json: layers, FLOPs and memory of each IPU, and the share of "
-        "the time in which IPUs wait. On paper: no IPU and no torch are needed.",
+        "the time in which IPUs wait. Neither an IPU nor torch is needed.",
         epilog="examples: python -m chestxray_vit.plan vit-base-pod4 --micro_batch_size 4; "
         "python -m chestxray_vit.plan vit-base-pod4 --balance 8",
         allow_abbrev=False,

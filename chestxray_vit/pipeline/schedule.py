@@ -1,4 +1,4 @@
-"""The schedule of a pipeline, worked out slot by slot: who computes what when, and how long the stages wait.
+"""The schedule of a pipeline, computed slot by slot: which stage computes what when, and how long the stages wait.
 
 Two orders are known: 1F1B (PipeDream-Flush, Narayanan et al. 2021), which holds few activations, and GPipe (Huang et
 al. 2019), which does all forwards first; both as `torch.distributed.pipelining` runs them."""

@@ -52,7 +52,7 @@ class Stage:
 
     @property
     def holds(self) -> str:
-        """What stands on it, in words: `embedding, 0-2`."""
+        """What it holds, in words: `embedding, 0-2`."""
         if self.has_embedding and self.has_head:
             return "everything"
         last = self.first_layer + self.num_layers - 1

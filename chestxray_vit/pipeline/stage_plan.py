@@ -1,7 +1,7 @@
-"""The stage plan of an ipu_config.json: which layer stands on which IPU, its bytes, its FLOPs, and the bubble.
+"""The stage plan of an ipu_config.json: which layers each IPU holds, their bytes and FLOPs, and the bubble.
 
-All on paper, so that a configuration is judged before minutes of compiling: parameters and FLOPs are exact, memory
-is an estimate by published formulas.
+Computed without an IPU, so that a configuration is judged before minutes of compiling: parameters and FLOPs are
+exact, memory is an estimate by published formulas.
 
 p stages of the pipeline, m micro-batches of one update; MB are 10^6 bytes, GFLOPs 10^9 operations."""
 

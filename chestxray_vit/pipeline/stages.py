@@ -152,10 +152,10 @@ class PipelineSettings:
 
 
 class Pipeline:
-    """The stages of a model at work: this process's own, and its neighbours.
+    """The stages of a model, of which this process runs one.
 
     Attributes:
-        rank: of this process.
+        rank: which stage this process runs.
         stage: its part of the model; `stage.vit` has the whole model's names.
     """
 

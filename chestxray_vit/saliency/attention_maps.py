@@ -1,7 +1,7 @@
 """Heat maps of a ViT: which patches its attention carried to the class token.
 
-A ViT's attention is computed by fused kernels that never hold the matrix, so it is run with the plain form here, and
-put back after. The maps are of patches; whoever shows or scores them makes them larger.
+A ViT's attention is computed by fused kernels that never hold the matrix, so the plain form is
+used here, and the model's own is restored afterwards. The maps are of patches; overlay and localisation enlarge them.
 
 B batch, H heads, T tokens (the class token first), h x w grid of patches."""
 
@@ -18,7 +18,7 @@ from chestxray_vit.metrics.probability import probabilities
 from chestxray_vit.models.label_config import label_set_of
 from chestxray_vit.saliency.localisation import METHODS
 
-BATCH = 4  # maps at a time, where many are made: every layer's attention and its gradient are held
+BATCH = 4  # maps in one batch: every layer's attention and its gradient are held
 
 
 def rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -67,7 +67,7 @@ def heat_maps(
     """Return a heat map of each image's patches, for one finding each.
 
     Args:
-        vit: a `ViTForImageClassification`; its mode and its kind of attention are put back.
+        vit: a `ViTForImageClassification`; its mode and its kind of attention are restored afterwards.
         pixel_values_B3HW: normalised, on the model's device.
         finding_indices_B: the output that each map is for. Rollout has one map for all of them.
         method: `gradient` or `rollout`.
@@ -145,7 +145,7 @@ def _checked(attentions: Any, num_layers: int, grid: Tuple[int, int]) -> Tuple[t
 
 @contextlib.contextmanager
 def _plain_attention(vit: Any) -> Iterator[None]:
-    """Put a model in evaluation with attention that holds its matrix; put both back after."""
+    """Put a model in evaluation with attention that holds its matrix; restore both afterwards."""
     was_training = vit.training
     # transformers 4.29 has no other attention than the plain one
     before = vit.config._attn_implementation if hasattr(vit, "set_attn_implementation") else None

@@ -1,7 +1,7 @@
-"""Score heat maps on boxes: does a map's maximum, or its warm part, lie where a radiologist drew the finding?
+"""Score heat maps on boxes: is a map's maximum, or its high part, where a radiologist marked the finding?
 
 Chance stands beside each share. Large boxes are easily hit: a box around the heart holds the centre of the image, and
-a map that is warm everywhere overlaps with it well. A map without any information scores what a random point does.
+a map that is high everywhere overlaps with it well. A map without any information scores as a random point does.
 
 Shapes: K boxes (x, y, width, height) in pixels of SIDE x SIDE, h x w grid of patches, S = SIDE."""
 

@@ -1,4 +1,4 @@
-"""Draw a heat map over an X-ray: clear where it is lowest, so that the X-ray stays readable."""
+"""Draw a heat map over an X-ray: transparent where it is lowest, so that the X-ray stays readable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def overlay(image: Image.Image, map_hw: np.ndarray, finding: str, score: float, 
 
     Args:
         image: grey; shown with its own aspect.
-        map_hw: of its patches; where it is lowest the X-ray is left clear.
+        map_hw: of its patches; where it is lowest the X-ray is not covered.
         finding, score, method: for the title.
     """
     from matplotlib import colormaps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ pytest.importorskip("transformers")
 from chestxray_vit import explain, ingest, predict
 from chestxray_vit.images.decode import read_grey
 from chestxray_vit.labels import LabelSet
+from chestxray_vit.metrics.operating_points import RULE_NAMES, RULES
 from chestxray_vit.models.inference import open_run
 from chestxray_vit.models.vit import build_from_scratch
 from chestxray_vit.models.vit_size import ViTSize
@@ -84,3 +86,26 @@ def test_boxes_of_other_findings_are_left_out(run, tmp_path, capsys):
     boxes.write_text("\n".join([header, *rows[1:], ""]))
     assert explain.main(arguments) == 2
     assert "is of a finding that the run scores: Mass, Pleural other/../edge." in capsys.readouterr().err
+
+
+def test_thresholds_of_other_findings_are_refused(run, images, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    names = ("Mass", "Pleural other/../edge")
+    table = {name: dict.fromkeys(RULE_NAMES, 0.0) for name in names}
+    content = {
+        "chosen_on": {"file_name": "v.csv", "sha256": "0" * 64, "num_images": 1, "num_patients": 1},
+        "call_positive_if": "score >= threshold",
+        "rules": {rule.name: rule.title for rule in RULES},
+    }
+    arguments = [str(copy), str(images / "a.png"), "--output", str(tmp_path / "scores.csv"), "--device", "cpu"]
+    (copy / "thresholds.json").write_text(json.dumps({**content, "thresholds": table}))
+    assert predict.main(arguments) == 0
+    header, row = csv.reader((tmp_path / "scores.csv").read_text().splitlines())
+    assert (header[-1], row[-1]) == (f"called_positive_{RULE_NAMES[0]}", "Mass|Pleural other/../edge")
+    del table["Mass"]
+    (copy / "thresholds.json").write_text(json.dumps({**content, "thresholds": {**table, "Hernia": table[names[1]]}}))
+    assert predict.main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert "thresholds.json" in printed
+    assert "Hernia" in printed

@@ -73,8 +73,8 @@ def test_what_cannot_be_scheduled_is_refused(wrong):
         simulate(*wrong)
 
 
-@pytest.mark.parametrize(("num_micro_batches", "drawn"), [(4, 2 * 2 * 4), (64, None)])
-def test_picture_shows_at_most_sixteen_micro_batches_of_time(tmp_path, num_micro_batches, drawn):
+@pytest.mark.parametrize(("num_micro_batches", "num_texts"), [(4, 2 * 2 * 4), (64, None)])
+def test_picture_shows_at_most_sixteen_micro_batches_of_time(tmp_path, num_micro_batches, num_texts):
     pytest.importorskip("matplotlib")
     slots = simulate([1.0, 1.0], num_micro_batches)
     figure = draw_schedule(slots, tmp_path / "schedule.png")
@@ -82,6 +82,6 @@ def test_picture_shows_at_most_sixteen_micro_batches_of_time(tmp_path, num_micro
     share = f"{100 / (num_micro_batches + 1):.1f} %"
     assert axes.get_title(loc="left") == f"2 stages, {num_micro_batches} micro-batches: bubble {share}"
     assert axes.get_xlim()[1] == (3 * (num_micro_batches + 1)) * min(1, 16 / num_micro_batches)
-    assert len(axes.texts) == (drawn or len([slot for slot in slots if slot.start < axes.get_xlim()[1]]))
+    assert len(axes.texts) == (num_texts or len([slot for slot in slots if slot.start < axes.get_xlim()[1]]))
     assert (tmp_path / "schedule.png").read_bytes()[:4] == b"\x89PNG"
     assert [path.name for path in tmp_path.iterdir()] == ["schedule.png"]

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 from chestxray_vit.saliency import localisation
-from chestxray_vit.saliency.localisation import Case, MapScore, localisation_report, near, score_map, to_text, upsample
+from chestxray_vit.saliency.localisation import (
+    Case,
+    MapScore,
+    localisation_report,
+    near,
+    read_localisation,
+    score_map,
+    to_text,
+    upsample,
+)
 
 CORNER = np.array([[1.0, 0.0], [0.0, 0.0]])
 
@@ -241,3 +250,11 @@ def test_texts_tell_method_chance_and_use():
 def test_longest_findings_fit_the_width():
     longest = case("Pleural_Thickening", "a.png", "1", 1.0, 0.5)
     assert max(map(len, to_text(localisation_report([longest], ["Cardiomegaly"], "gradient")).splitlines())) <= 110
+
+
+def test_a_file_of_version_0_5_is_read(tmp_path):
+    content = localisation_report(CASES, ["Mass"], "gradient", synthetic=True)
+    content["caution"] = "Research use only. Drawn X-rays: these numbers say nothing of patients."
+    content["boxes"] = {"num_boxes": 4, "images_not_in_dataset": []}  # without findings_not_scored
+    (tmp_path / "localisation.json").write_text(json.dumps({"package_version": "0.5.0", **content}))
+    assert read_localisation(tmp_path / "localisation.json")["caution"] == content["caution"]
