@@ -21,6 +21,7 @@ from chestxray_vit.models.inference import open_run
 from chestxray_vit.models.vit import build_from_scratch
 from chestxray_vit.models.vit_size import ViTSize
 from tests.conftest import write_release
+from tests.unit.models.conftest import save_run
 
 TINY = ViTSize(
     image_size=32, patch_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
@@ -33,9 +34,7 @@ def run(tmp_path_factory):
     """A run of two findings and the negative."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("three") / "run"
-    for part in build_from_scratch(TINY, THREE):
-        part.save_pretrained(folder)
-    return folder
+    return save_run(folder, *build_from_scratch(TINY, THREE))
 
 
 @pytest.fixture

@@ -21,10 +21,14 @@ def run_dir(tmp_path):
     from chestxray_vit.models.vit import build_from_scratch
 
     torch.manual_seed(0)
-    vit, processor = build_from_scratch(TINY)
-    vit.save_pretrained(tmp_path / "run", safe_serialization=True)
-    processor.save_pretrained(tmp_path / "run")
-    return tmp_path / "run"
+    return save_run(tmp_path / "run", *build_from_scratch(TINY))
+
+
+def save_run(folder, vit, processor):
+    """Save a model and its image processor as a run, and return its folder."""
+    vit.save_pretrained(folder, safe_serialization=True)  # transformers 4 makes a pickle by default
+    processor.save_pretrained(folder)
+    return folder
 
 
 def edit_config(folder, **changes):

@@ -11,7 +11,7 @@ from chestxray_vit.errors import InputError
 from chestxray_vit.labels import NIH_CHESTXRAY14, SINGLE_LABEL, LabelSet
 from chestxray_vit.models.label_config import label_fields, label_set_of, read_label_set
 from chestxray_vit.models.vit import build_from_scratch, build_model, load_label_set, load_model
-from tests.unit.models.conftest import TINY, as_foreign, edit_config
+from tests.unit.models.conftest import TINY, as_foreign, edit_config, save_run
 
 THREE = LabelSet.of_names(("Mass", "Nodule", "Edema"))
 SETS = {
@@ -26,9 +26,7 @@ SETS = {
 
 def save(folder, label_set):
     torch.manual_seed(0)
-    for part in build_from_scratch(TINY, label_set):
-        part.save_pretrained(folder)
-    return folder
+    return save_run(folder, *build_from_scratch(TINY, label_set))
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -52,8 +50,7 @@ def test_three_labels_start_from_another_task_and_go_on_from_their_own(run_dir, 
     as_foreign(run_dir)  # three classes, too, but others
     vit, processor = build_model(str(run_dir), THREE)
     assert label_set_of(vit.config) == THREE
-    for part in (vit, processor):
-        part.save_pretrained(tmp_path / "three")
+    save_run(tmp_path / "three", vit, processor)
     again, _ = build_model(str(tmp_path / "three"), THREE)
     assert torch.equal(again.classifier.weight, vit.classifier.weight)
     with pytest.raises(InputError, match="its outputs are Mass, Nodule, Edema; expected Atelectasis, "):
