@@ -277,11 +277,11 @@ REFUSALS = {
 
 @pytest.mark.parametrize("text", REFUSALS)
 def test_refusals_say_what_and_how(text, run, synthetic_dataset, tmp_path, capsys):
-    given = REFUSALS[text]
-    if given and "{" not in "".join(given):
-        given = ["--dataset_dir", "{data}", "--output_dir", "{new}", *TINY, *given]
+    tokens = REFUSALS[text]
+    if tokens and "{" not in "".join(tokens):
+        tokens = ["--dataset_dir", "{data}", "--output_dir", "{new}", *TINY, *tokens]
     names = {"data": synthetic_dataset, "run": run, "new": tmp_path / "new"}
-    assert train.main([token.format(**names) for token in given]) == 2
+    assert train.main([token.format(**names) for token in tokens]) == 2
     error = capsys.readouterr().err
     assert text in error
     assert "Traceback" not in error
@@ -295,7 +295,7 @@ def test_unknown_flag_in_a_file_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "global_batch_size", "ipu_config", "expected"),
+    ("named", "global_batch_size", "ipu_config", "expected"),
     [
         ((None, None), None, None, (32, 4)),  # the tutorial's 128 images per update, micro-batches of 32
         ((None, None), 100, None, (25, 4)),
@@ -306,8 +306,8 @@ def test_unknown_flag_in_a_file_is_refused(tmp_path, capsys):
         ((2, None), None, {"gradient_accumulation_steps": 128, "replication_factor": 1}, (2, 128)),
     ],
 )
-def test_global_batch_is_resolved(given, global_batch_size, ipu_config, expected):
-    values = dict(zip(("per_device_train_batch_size", "gradient_accumulation_steps"), given))
+def test_global_batch_is_resolved(named, global_batch_size, ipu_config, expected):
+    values = dict(zip(("per_device_train_batch_size", "gradient_accumulation_steps"), named))
     ipu_config = ipu_config and PipelineConfig.from_dict(ipu_config)
     assert engine_of().global_batch(values, global_batch_size, ipu_config) == GlobalBatch(*expected, num_replicas=1)
 

@@ -48,13 +48,13 @@ def scored(run, dataset, output_dir, *more):
     return read_predictions(Path(output_dir) / "predictions.csv"), report["macro"]["auc"]
 
 
-def small_trainer(tmp_path, config, rows=None, eval_rows=None, metrics=None, fp32=True, layers=2, **given):
+def small_trainer(tmp_path, config, rows=None, eval_rows=None, metrics=None, fp32=True, layers=2, **values):
     """Return an IPU trainer of a ViT of 16 x 16 pixels in patches of 8."""
     size = ViTSize(16, 8, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=16)
     torch.manual_seed(0)
     vit, processor = build_from_scratch(size)
     engine = engine_of("ipu", PipelineArguments(fp32=fp32))
-    args = engine.arguments(values_of(tmp_path, **given), config)
+    args = engine.arguments(values_of(tmp_path, **values), config)
     return engine.trainer(vit, processor, args, TrainerInputs(rows, eval_rows, metrics), config)
 
 
@@ -75,8 +75,8 @@ def random_rows(count, dtype=torch.float32):
 
 def test_pod4_places_a_model_of_twelve_layers(poptorch, tmp_path):
     config = ipu_config.read_ipu_config("vit-base-pod4", 16, "gradient_accumulation_steps=7")
-    given = {"max_steps": 1, "gradient_accumulation_steps": 7}
-    trainer = small_trainer(tmp_path, config, random_rows(28), layers=12, **given)
+    values = {"max_steps": 1, "gradient_accumulation_steps": 7}
+    trainer = small_trainer(tmp_path, config, random_rows(28), layers=12, **values)
     trainer.train()
     training = next(executor for executor in poptorch.executors if executor.training)
     assert training.options.replication_factor == 4
@@ -115,15 +115,15 @@ def test_run_folder_is_a_plain_float32_vit_and_pickles_stay_in_checkpoints(run):
     pickles = {path.parent.name.split("-")[0] for path in run.rglob("*") if path.suffix in (".bin", ".pt", ".pth")}
     assert pickles == {"checkpoint"}
     assert json.loads((run / "ipu_config.json").read_text()) == ipu_config.read_ipu_config("vit-tiny-2ipu").to_dict()
-    told = json.loads((run / "train_config.json").read_text())
-    assert told["device"] == "ipu"
-    assert told["global_batch"] == {
+    facts = json.loads((run / "train_config.json").read_text())
+    assert facts["device"] == "ipu"
+    assert facts["global_batch"] == {
         "micro_batch_size": 1,
         "gradient_accumulation_steps": 8,
         "num_replicas": 1,
         "global_batch_size": 8,
     }
-    assert told["versions"]["optimum-graphcore"] == "0.7.1"
+    assert facts["versions"]["optimum-graphcore"] == "0.7.1"
 
 
 def test_best_checkpoint_is_restored_tensor_by_tensor(run):
@@ -228,8 +228,8 @@ def test_every_row_is_scored_once_and_in_order(poptorch, tmp_path, count):
         seen.append(output)
         return {"num_rows": len(output.predictions)}
 
-    given = {"per_device_eval_batch_size": 2}  # a combined batch is 2 x 3 images: 13 is two of them and one more
-    trainer = small_trainer(tmp_path, config, eval_rows=rows, metrics=metrics, **given)
+    values = {"per_device_eval_batch_size": 2}  # a combined batch is 2 x 3 images: 13 is two of them and one more
+    trainer = small_trainer(tmp_path, config, eval_rows=rows, metrics=metrics, **values)
     targets_NL = np.stack([row["labels"].numpy() for row in rows])
     with torch.no_grad():
         logits_NL = trainer.model.plain()(torch.stack([row["pixel_values"] for row in rows])).logits

@@ -41,7 +41,7 @@ def parsed(argv):
 
 
 @pytest.mark.parametrize(
-    ("device", "has_it", "given", "expected"),
+    ("device", "has_it", "values", "expected"),
     [
         ("cpu", True, {}, ON_CPU),  # a resumed run is the same run, wherever it goes on
         ("cpu", True, {"bf16": "auto"}, {**ON_CPU, "bf16": True}),
@@ -59,19 +59,19 @@ def parsed(argv):
         ("ipu", True, {"bf16": True}, {"bf16": True, "optim": "adamw_torch"}),  # to be refused with the other flags
     ],
 )
-def test_open_choices_follow_from_the_device(device, has_it, given, expected, monkeypatch):
+def test_open_choices_follow_from_the_device(device, has_it, values, expected, monkeypatch):
     monkeypatch.setattr(precision, "has_bf16", lambda asked: has_it)
-    settled = precision.resolved({"bf16": None, "optim": None, **given}, device)
-    settled.pop("accelerator_config", None)
-    assert settled == {**given, **expected}
+    resolved = precision.resolved({"bf16": None, "optim": None, **values}, device)
+    resolved.pop("accelerator_config", None)
+    assert resolved == {**values, **expected}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_pipeline_computes_in_float32(device, monkeypatch):
     monkeypatch.setattr(precision, "has_bf16", lambda asked: True)
     for bf16 in (None, "auto", False):
-        settled = precision.resolved({"bf16": bf16, "optim": None}, device, pipelined=True)
-        assert (settled["bf16"], settled["optim"]) == (False, "adamw_torch")
+        resolved = precision.resolved({"bf16": bf16, "optim": None}, device, pipelined=True)
+        assert (resolved["bf16"], resolved["optim"]) == (False, "adamw_torch")
     assert precision.resolved({"bf16": True}, device, pipelined=True)["bf16"]  # the engine refuses it
 
 
@@ -81,12 +81,12 @@ def test_auto_beside_fp16_is_refused():
 
 
 def test_cuda_copies_while_it_computes():
-    settled = precision.resolved({"bf16": False, "dataloader_pin_memory": True}, "cuda")
-    assert settled["dataloader_pin_memory"]
-    assert settled.get("accelerator_config") == ({"non_blocking": True} if COPIES_ASIDE else None)
-    for given in ({"accelerator_config": {"even_batches": True}}, {"dataloader_pin_memory": False}):
-        settled = precision.resolved({"bf16": False, **given}, "cuda")
-        assert settled.get("accelerator_config") == given.get("accelerator_config")
+    resolved = precision.resolved({"bf16": False, "dataloader_pin_memory": True}, "cuda")
+    assert resolved["dataloader_pin_memory"]
+    assert resolved.get("accelerator_config") == ({"non_blocking": True} if COPIES_ASIDE else None)
+    for values in ({"accelerator_config": {"even_batches": True}}, {"dataloader_pin_memory": False}):
+        resolved = precision.resolved({"bf16": False, **values}, "cuda")
+        assert resolved.get("accelerator_config") == values.get("accelerator_config")
 
 
 @pytest.mark.skipif(not COPIES_ASIDE, reason="transformers 4.29 has no such setting")
@@ -141,10 +141,10 @@ def test_cpu_has_bfloat16_by_its_instructions(features, expected, monkeypatch):
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux tells the processor's instructions there")
 @pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="this torch does not tell them")
 def test_torch_and_the_system_agree_on_the_instructions(monkeypatch):
-    told = precision._cpu_features() & precision.BF16_OF_CPUS
+    found = precision._cpu_features() & precision.BF16_OF_CPUS
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     features = precision._cpu_features()
-    assert features & precision.BF16_OF_CPUS == told
+    assert features & precision.BF16_OF_CPUS == found
     assert "fpu" in features or not Path("/proc/cpuinfo").read_text().count("flags")
 
 
@@ -266,16 +266,16 @@ def test_log_says_once_how_is_computed(synthetic_dataset, tmp_path, monkeypatch,
 
 
 def fitted(asked=None, has_it=True, **half):
-    """Return the attention that a ViT gets on the CPU, and what is told of it."""
+    """Return the attention that a ViT gets on the CPU, and the line about it."""
     torch.manual_seed(0)
     vit, _ = build_from_scratch(SMALL)
     if asked:
         vit.set_attn_implementation(asked)
     device = SimpleNamespace(type="cpu")
-    told = precision.fit(
+    found = precision.fit(
         vit, SimpleNamespace(**{"bf16": False, "fp16": False, "torch_compile": False, **half, "device": device})
     )
-    return vit, told
+    return vit, found
 
 
 @pytest.mark.skipif(not CHOOSES_ATTENTION, reason="transformers 4 has one attention")
@@ -283,8 +283,8 @@ def test_attention_is_the_faster_one_unless_asked_otherwise(tmp_path, monkeypatc
     monkeypatch.setattr(precision, "has_bf16", lambda device: True)
     assert fitted()[1] == "cpu: float32, sdpa attention"
     assert fitted(asked="eager")[1] == "cpu: float32, eager attention"
-    vit, told = fitted(bf16=True)
-    assert told == "cpu: bfloat16 autocast, eager attention"
+    vit, found = fitted(bf16=True)
+    assert found == "cpu: bfloat16 autocast, eager attention"
     vit.save_pretrained(tmp_path)
     assert "attn" not in (tmp_path / "config.json").read_text()  # a choice for this device, not for the next
     monkeypatch.setattr(precision, "has_bf16", lambda device: False)
