@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -240,14 +238,12 @@ def test_predict_refuses_a_folder_without_images(run, tmp_path, capsys):
     assert "no such file or folder" in capsys.readouterr().err
 
 
-def test_two_processes_score_every_image_once(run, synthetic_dataset, tmp_path):
+def test_two_processes_score_every_image_once(commands, run, synthetic_dataset, tmp_path):
     if not hasattr(TrainingArguments, "parallelism_config"):
         pytest.skip("needs transformers 5")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "chestxray_vit.evaluate", str(run), "--dataset_dir", str(synthetic_dataset), "--device", "cpu"]
-    command += ["--output_dir", str(tmp_path), "--per_device_eval_batch_size", "7"]
-    done = subprocess.run(command, timeout=120, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    words = [run, "--dataset_dir", synthetic_dataset, "--device", "cpu", "--output_dir", tmp_path]
+    answer = commands.run("evaluate", *words, "--per_device_eval_batch_size", 7, processes=2)
+    assert answer.code == 0, answer.printed[-2000:]
     table = predictions.read_predictions(tmp_path / "predictions.csv")
     dataset = xrays.load_xrays(synthetic_dataset, "test")
     assert list(table.file_names) == dataset["file_name"][:]

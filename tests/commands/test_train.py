@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -181,17 +180,13 @@ def test_damaged_checkpoint_does_not_resume(run, synthetic_dataset, tmp_path, ca
     assert "cannot be loaded" in capsys.readouterr().err
 
 
-def test_two_processes_make_the_updates_of_one(synthetic_dataset, tmp_path):
+def test_two_processes_make_the_updates_of_one(commands, synthetic_dataset, tmp_path):
     steps = ["--logging_steps", "1", "--per_device_train_batch_size", "8"]
     one = trained(synthetic_dataset, tmp_path / "one", *steps)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "chestxray_vit.train", "--dataset_dir", str(synthetic_dataset)]
-    command += ["--output_dir", str(tmp_path / "two"), *TINY, *steps]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("validation AUC") == 1  # one process speaks
+    words = ["--dataset_dir", synthetic_dataset, "--output_dir", tmp_path / "two", *TINY, *steps]
+    answer = commands.run("train", *words, processes=2)
+    assert answer.code == 0, answer.printed[-2000:]
+    assert answer.printed.count("validation AUC") == 1  # one process speaks
     assert losses(tmp_path / "two") == pytest.approx(losses(one), abs=1e-5)
     rates = [[entry["learning_rate"] for entry in history(run) if "loss" in entry] for run in (one, tmp_path / "two")]
     assert rates[0] == rates[1]

@@ -34,6 +34,7 @@ def fine_tune(real_dataset, deit_tiny, output_dir, *more):
     return [entry["loss"] for entry in log if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_fine_tuning_lowers_the_loss_and_resumes_exactly(real_dataset, deit_tiny, tmp_path):
     losses = fine_tune(real_dataset, deit_tiny, tmp_path / "whole")
     assert len(losses) == 6

@@ -315,9 +315,10 @@ COMPILED = ["--torch_compile_backend", "aot_eager"]
 BF16 = ["--bf16", "true", "--augment"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compile_flags", "more", "tolerance"),
-    [(COMPILED, BF16, 2e-3), pytest.param(["--torch_compile", "true"], [], 1e-5, marks=pytest.mark.slow)],
+    [(COMPILED, BF16, 2e-3), (["--torch_compile", "true"], [], 1e-5)],
     ids=["traced", "inductor"],
 )
 def test_compiled_training_is_the_plain_one(compile_flags, more, tolerance, synthetic_dataset, tmp_path):

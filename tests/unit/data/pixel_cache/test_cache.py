@@ -186,6 +186,7 @@ def test_default_cache_dir(tmp_path, monkeypatch):
     assert default_cache_dir(tmp_path) == tmp_path / "pixel_cache"
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
     """At most 150 bytes an image, beside the caller's names; the pixels alone would be 2,304."""
     names = write_images(tmp_path / "data", 20_000)
