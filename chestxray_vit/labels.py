@@ -173,21 +173,3 @@ NIH_CHESTXRAY14 = LabelSet(
 
 # What a file of 0.5.0 or earlier can hold, where no label set travels with it: the number of columns says which.
 LABEL_SETS_OF_0_5 = (NIH_CHESTXRAY14, NIH_CHESTXRAY14.with_negative_column())
-
-# To be removed once every module takes a LabelSet.
-FINDINGS, NO_FINDING = NIH_CHESTXRAY14.names, "No Finding"
-
-
-def label_names(include_no_finding: bool = False) -> Tuple[str, ...]:
-    """Return the 14 names, or 15 with `No Finding` last."""
-    return NIH_CHESTXRAY14.with_negative_column().names if include_no_finding else FINDINGS
-
-
-def encode(names: Iterable[str], include_no_finding: bool = False) -> List[float]:
-    """Turn the names of an image's findings into an N-hot row."""
-    return (NIH_CHESTXRAY14.with_negative_column() if include_no_finding else NIH_CHESTXRAY14).encode(names)
-
-
-def decode(labels: Sequence[float]) -> List[str]:
-    """Turn an N-hot row into the names of its findings."""
-    return LabelSet.of_names(label_names(len(labels) == 15)).decode(labels)

@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import numpy as np
 
 from chestxray_vit.errors import Problems, shortened, visible
-from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
+from chestxray_vit.labels import LABEL_SETS_OF_0_5, LabelSet
 
 logger = logging.getLogger(__name__)
 
@@ -149,8 +149,7 @@ def _read_header(header: List[str], problems: Problems) -> List[str]:
         problems.add("the file is empty", "expected a header and a row an image", REMEDY)
         problems.raise_if_any()
     found = list(dict.fromkeys([*_names_of("target", header), *_names_of("score", header)]))
-    known = (NIH_CHESTXRAY14.names, NIH_CHESTXRAY14.with_negative_column().names)
-    names = next((list(names) for names in known if set(names) == set(found)), found)
+    names = next((list(known.names) for known in LABEL_SETS_OF_0_5 if set(known.names) == set(found)), found)
     columns = header_of(names)
     if not names:
         columns += ["target_<label>", "score_<label>"]

@@ -8,10 +8,12 @@ from typing import Any, Dict, List, Tuple
 
 import numpy as np
 
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.models.vit_size import ViTSize
 from tests.benchmarks import releases
 from tests.benchmarks.measure import Result, flags_of
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 # Dense bfloat16 FLOP/s by NVIDIA's data sheets, under the names that torch reports.
 PEAKS = {

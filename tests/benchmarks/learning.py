@@ -9,11 +9,13 @@ from typing import Any, Callable, Dict, List
 
 import numpy as np
 
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.models.vit_size import ViTSize
 from tests.benchmarks.gpu import training_on_gpu
 from tests.benchmarks.measure import Result, flags_of, interleave
 from tests.benchmarks.releases import FULL
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 TEST_IMAGES, TEST_PATIENTS = 25_596, 2_797  # of NIH's test list
 PREVALENCES = (0.128, 0.042, 0.182, 0.239, 0.068, 0.063, 0.022, 0.104, 0.071, 0.036, 0.043, 0.017, 0.045, 0.0034)

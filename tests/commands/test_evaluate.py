@@ -15,7 +15,7 @@ from chestxray_vit import evaluate, ingest, predict, report
 from chestxray_vit.artifacts import predictions, thresholds
 from chestxray_vit.data import dataset as xrays
 from chestxray_vit.images.preprocess import Preprocess
-from chestxray_vit.labels import FINDINGS, NIH_CHESTXRAY14
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.models import vit as model
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.reporting.write import OUTPUTS
@@ -23,6 +23,8 @@ from chestxray_vit.training.engines.base import predict_logits
 from tests.helpers.engines import arguments_of, trainer_of
 from tests.helpers.fork_server import contents
 from tests.helpers.opens import count_opens
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 TINY = ViTSize(
     image_size=64, patch_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32

@@ -18,7 +18,7 @@ from chestxray_vit.data import dataset as xrays
 from chestxray_vit.data.readers.nih_boxes import read_boxes
 from chestxray_vit.images.decode import read_grey
 from chestxray_vit.images.preprocess import Preprocess
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.models import vit as model
 from chestxray_vit.saliency import attention_maps as attention
 from chestxray_vit.saliency import localisation, write_overlays
@@ -26,6 +26,8 @@ from chestxray_vit.saliency.overlay import overlay
 from chestxray_vit.storage.lock import folder_lock
 from tests.conftest import write_release
 from tests.unit.saliency.test_attention_maps import known_vit
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 BRIGHT_AT, DARK_AT = (1, 2), (2, 1)  # row and column of 4 x 4 patches
 HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from chestxray_vit import evaluate, train
 from chestxray_vit.data import dataset as xrays
 from chestxray_vit.errors import InputError
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.models.vit import build_from_scratch, load_model
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline.pipeline_config import PipelineConfig
@@ -28,6 +28,8 @@ from chestxray_vit.training.global_batch import GlobalBatch
 from tests.helpers.engines import arguments_of, engine_of, trainer_of
 from tests.helpers.opens import count_opens
 from tests.helpers.training import STEPS, TINY, history, losses, trained
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 TINY_SIZE = ViTSize(
     64, 16, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48

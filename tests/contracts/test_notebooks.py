@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 
 from chestxray_vit.data.synthetic.release import draw_release
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")

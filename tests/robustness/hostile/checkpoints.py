@@ -14,10 +14,12 @@ from typing import Any, Callable, Dict, List
 
 import numpy as np
 
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from tests.robustness.hostile import ACCEPT, REFUSE, Case, put
 from tests.robustness.hostile.images import scores
 from tests.robustness.hostile.predictions_files import strict_json
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 PREDICT = "predict run xrays --output scores.csv --device cpu"
 EVALUATE = "evaluate run --dataset_dir release --output_dir scored --device cpu --cache_dir none"

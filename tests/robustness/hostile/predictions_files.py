@@ -8,10 +8,12 @@ import json
 from pathlib import Path
 from typing import Any, Callable, List, Optional
 
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.reporting.write import OUTPUTS
 from chestxray_vit.storage.atomic import sha256
 from tests.robustness.hostile import ACCEPT, NOTICE, REFUSE, Case, put
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 REPORT = "report predictions/predictions.csv"
 NAME, VALIDATION, ORIGIN = (

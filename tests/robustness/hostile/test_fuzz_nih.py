@@ -18,9 +18,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chestxray_vit.data.readers import nih, nih_fields
-from chestxray_vit.labels import FINDINGS, NO_FINDING
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from tests.conftest import HEADER
 from tests.robustness.hostile.fuzz import edited, edits, fuzzed, garbage, read
+
+FINDINGS = NIH_CHESTXRAY14.names
+NO_FINDING = NIH_CHESTXRAY14.negative
 
 # Data_Entry CSVs.
 

@@ -12,8 +12,10 @@ import pytest
 from chestxray_vit.artifacts.predictions import Predictions, predictions_of, read_predictions, write_predictions
 from chestxray_vit.artifacts.predictions_rows import header_of
 from chestxray_vit.errors import InputError
-from chestxray_vit.labels import FINDINGS, NIH_CHESTXRAY14, LabelSet
+from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
 from chestxray_vit.metrics.probability import probabilities
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 COLUMNS = tuple(header_of(NIH_CHESTXRAY14.names))
 

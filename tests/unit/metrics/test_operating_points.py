@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from chestxray_vit.artifacts.thresholds import choose_all, measure_all
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.metrics.intervals import wilson
 from chestxray_vit.metrics.operating_points import (
     RULES,
@@ -25,6 +25,8 @@ from chestxray_vit.metrics.operating_points import (
 )
 from tests.helpers.statistics import clustered
 from tests.unit.artifacts.test_predictions import random_predictions
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 NAN = math.nan
 

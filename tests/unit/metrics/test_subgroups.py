@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from chestxray_vit.artifacts.predictions import Predictions
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.metrics.roc_auc import macro, obuchowski, roc_auc
 from chestxray_vit.metrics.subgroups import GROUPINGS, MIN_PATIENTS, UNKNOWN, group_masks, subgroups
 from chestxray_vit.reporting.sections.subgroups import subgroup_table
 from tests.helpers.statistics import clustered, group_of, slow_components
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 L = len(FINDINGS)
 

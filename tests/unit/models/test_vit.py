@@ -11,11 +11,13 @@ pytest.importorskip("transformers")
 from safetensors.torch import load_file
 
 from chestxray_vit.errors import InputError
-from chestxray_vit.labels import FINDINGS, NIH_CHESTXRAY14
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.models import vit as model
 from chestxray_vit.models.label_config import label_set_of
 from chestxray_vit.models.vit_size import ViTSize
 from tests.unit.models.conftest import TINY, as_foreign, edit_config, edit_weights
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 
 def test_scratch_has_the_size_and_names_its_outputs():

@@ -9,9 +9,11 @@ import pytest
 pytest.importorskip("huggingface_hub")
 yaml = pytest.importorskip("yaml")
 
-from chestxray_vit.labels import FINDINGS, LabelSet
+from chestxray_vit.labels import NIH_CHESTXRAY14, LabelSet
 from chestxray_vit.reporting.model_card import CARD, CONFIG, model_card, write_card
 from tests.unit.reporting.examples import edge_cases, report_of
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 AUCS = {f"roc_auc_{name}": 0.5 + index / 100 for index, name in enumerate(FINDINGS)}
 

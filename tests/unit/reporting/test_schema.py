@@ -10,13 +10,15 @@ import pytest
 
 from chestxray_vit.artifacts.evaluation import Source
 from chestxray_vit.errors import InputError
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.reporting.schema import SCHEMA_VERSION, read_results, schema_text
 from chestxray_vit.reporting.summary import Options
 from chestxray_vit.reporting.write import texts
 from chestxray_vit.saliency.localisation import Case, localisation_report, score_map
 from chestxray_vit.storage.json_schema import mismatches
 from tests.unit.reporting.examples import edge_cases, random_predictions, report_of
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 SCHEMA = json.loads(schema_text())
 SOURCE = Source("predictions.csv", "0" * 64)

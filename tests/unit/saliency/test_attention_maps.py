@@ -15,10 +15,12 @@ pytest.importorskip("transformers")
 from transformers import ViTConfig, ViTForImageClassification
 
 from chestxray_vit.errors import InputError
-from chestxray_vit.labels import FINDINGS, NIH_CHESTXRAY14
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.models import vit as model
 from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.saliency import attention_maps as attention
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 BRIGHT, DARK = FINDINGS.index("Cardiomegaly"), FINDINGS.index("Mass")
 WIDTH = 8

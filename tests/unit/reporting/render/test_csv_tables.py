@@ -7,10 +7,12 @@ import dataclasses
 
 import pytest
 
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.reporting.render.csv_tables import to_csv, to_operating_csv, to_subgroup_csv
 from chestxray_vit.reporting.summary import Options
 from tests.unit.reporting.examples import edge_cases, every_result, random_predictions, report_of
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 
 @pytest.mark.parametrize("results", every_result())

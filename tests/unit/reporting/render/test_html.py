@@ -12,9 +12,11 @@ import pytest
 
 from chestxray_vit import report
 from chestxray_vit.artifacts.predictions import Predictions, write_predictions
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.reporting.render.html import to_html
 from chestxray_vit.reporting.summary import ReportInputs, build_report
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 HOSTILE = '<img src=x onerror="document.title=1">&"\'</script><script>document.title=2</script>'
 

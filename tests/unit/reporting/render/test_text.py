@@ -6,9 +6,11 @@ import re
 
 import pytest
 
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.reporting.render.text import to_markdown, to_text
 from tests.unit.reporting.examples import edge_cases, every_result, random_predictions, report_of
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 
 def shown(number, form=".3f"):

@@ -11,12 +11,14 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from chestxray_vit import __version__
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.metrics.roc_auc import macro, obuchowski
 from chestxray_vit.reporting.render.csv_tables import to_csv
 from chestxray_vit.reporting.render.text import to_markdown, to_text
 from chestxray_vit.reporting.summary import Options
 from tests.unit.reporting.examples import edge_cases, random_predictions, report_of, table
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 
 def slow_average_precision(targets, scores):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from chestxray_vit.artifacts.predictions import Predictions
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.metrics.calibration import (
     brier,
     expected_calibration_error,
@@ -19,6 +19,8 @@ from chestxray_vit.metrics.calibration import (
 )
 from chestxray_vit.reporting.sections.calibration import calibration_table
 from tests.unit.metrics.test_calibration import drawn
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 
 def with_findings(targets_N, scores_N, prefix="i"):

@@ -10,9 +10,11 @@ from sklearn.metrics import roc_auc_score
 
 from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.errors import InputError
-from chestxray_vit.labels import FINDINGS
+from chestxray_vit.labels import NIH_CHESTXRAY14
 from chestxray_vit.metrics.roc_auc import compare, compare_macro
 from tests.unit.reporting.examples import every_result, random_predictions, report_of, shuffled, table
+
+FINDINGS = NIH_CHESTXRAY14.names
 
 
 def test_comparison_matches_images_by_name():
