@@ -106,7 +106,7 @@ def test_what_does_not_exist_is_found(tmp_path):
         "See [it](nowhere.md), tests/conftest.py, `chestxray_vit/README.mdx` and https://huggingface.co/tests/x."
     )
     assert unknown_files(tmp_path / "README.md") == {"nowhere.md", "chestxray_vit/README.mdx"}
-    assert exists("chestxray_vit.labels.FINDINGS") and exists("chestxray_vit.data.readers")
+    assert exists("chestxray_vit.labels.NIH_CHESTXRAY14") and exists("chestxray_vit.data.readers")
     assert not exists("chestxray_vit.labels.FINDING") and not exists("chestxray_vit.nih")
 
 
@@ -115,3 +115,16 @@ def test_what_does_not_exist_is_found(tmp_path):
 )
 def test_no_medical_claims(path):
     assert not re.search(r"\bdiagnos(is|es|tic)\b|\bvalidated\b", path.read_text(encoding="utf-8").lower())
+
+
+def test_every_module_is_listed():
+    """The README of the package has a row for each module, under the name of its folder."""
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^### (.*)\n\n((?:\|.*\n)+)", text, flags=re.M))
+    listed = {name: set(re.findall(r"^\| `(\w+)` \|", rows, flags=re.M)) for name, rows in sections.items()}
+    folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}
+    for folder in folders:
+        modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+        assert listed.get(f"`{folder.relative_to(PACKAGE).as_posix()}/`", set()) == modules, folder
+    root = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert listed["Commands"] | listed["Below all"] == root
