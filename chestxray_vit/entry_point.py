@@ -1,6 +1,6 @@
 """How every command starts and ends: exit codes, signals, logging.
 
-Exit code 0: done. 1: done in part, as the command says. 2: the input is wrong in a way that the user can mend.
+Exit code 0: done. 1: done in part, as the command says. 2: the input is wrong in a way that the user can correct.
 128 + N: ended by signal N."""
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def cli_main(main: Callable[[Optional[Sequence[str]]], int]) -> Callable[..., int]:
-    """Make a command's `main` print an error that a user can mend and return 2, and end on signals.
+    """Make a command's `main` print an error that a user can correct and return 2, and end on signals.
 
     A full disk, a read-only one, a quota and a missing permission are among these errors: what was there before is
     whole. A reader of the output that leaves early (`| head`) is no error.

@@ -1,7 +1,7 @@
-"""Errors that a user can mend, reported all at once and without a traceback.
+"""Errors that a user can correct, reported all at once and without a traceback.
 
 A command collects the problems of its input by kind, with a count and the first examples, and raises
-them together, so that a file is mended in one go and not one line a run."""
+them together, so that a file is corrected in one go and not one line a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Dict, Iterator, List, Sequence
 SHOWN = 3  # examples of one kind of problem; the others are counted
 LONGEST = 400  # characters of one example: a cell may hold a megabyte
 
-# Libraries raise RuntimeError for what a user can mend: these words of its text tell which kind it is. The tests of
+# Libraries raise RuntimeError for what a user can correct: these words of its text tell which kind it is. The tests of
 # this module provoke the libraries' own errors, but for the words that need hardware or an older version.
 FOREIGN_WORDS = {
     # torch on the CPU; on CUDA
@@ -26,7 +26,7 @@ FOREIGN_WORDS = {
     "loader ended": ("DataLoader worker",),
 }
 ELSEWHERE = "or write elsewhere"
-REMEDIES = {  # errors of a disk that the user can mend; any other is a defect of ours
+REMEDIES = {  # errors of a disk that the user can correct; any other is a defect of ours
     errno.ENOSPC: f"Make room there, {ELSEWHERE}",
     errno.EDQUOT: f"Make room in your quota, {ELSEWHERE}",
     errno.EFBIG: f"Raise the limit on a file's size (ulimit -f), {ELSEWHERE}",
@@ -50,7 +50,7 @@ def shortened(text: str) -> str:
 
 
 class InputError(ValueError):
-    """The input is wrong in a way that the user can mend; the text says what, where, and how."""
+    """The input is wrong in a way that the user can correct; the text says what, where, and how."""
 
 
 class Problems:
@@ -95,7 +95,7 @@ class Problems:
 
 
 def is_disk_error(error: OSError) -> bool:
-    """Return whether an error is of a disk or a permission, which the user can mend."""
+    """Return whether an error is of a disk or a permission, which the user can correct."""
     of_a_file = error.filename is not None or error.errno not in (errno.EACCES, errno.EPERM)
     return error.errno in REMEDIES and of_a_file
 
@@ -113,7 +113,7 @@ def is_foreign(error: BaseException, kind: str) -> bool:
 
 @contextlib.contextmanager
 def explain_out_of_memory(num_images: int, remedy: str) -> Iterator[None]:
-    """Report a lack of memory, Python's or torch's, as what the user can mend.
+    """Report a lack of memory, Python's or torch's, as what the user can correct.
 
     Args:
         num_images: that are computed at once.

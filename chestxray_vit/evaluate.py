@@ -96,7 +96,7 @@ def evaluate(command: EvaluateCommand, ranks: Ranks) -> None:
         ranks: of this process.
 
     Raises:
-        InputError: whatever of the input the user can mend.
+        InputError: whatever of the input the user can correct.
     """
     from chestxray_vit.data.dataset import open_dataset
     from chestxray_vit.training import distributed

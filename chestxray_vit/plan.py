@@ -118,7 +118,7 @@ def _model_size(args: argparse.Namespace) -> ViTSize:
 def _balanced(config: PipelineConfig, size: ViTSize, num_stages: int, as_json: bool) -> str:
     """Return the balanced layers, the fragment for ipu_config.json, and the imbalance before and after.
 
-    A configuration whose layers are not the model's has no imbalance before; this is what mends it.
+    A configuration whose layers are not the model's has no imbalance before; this is what corrects it.
     """
     layers = balance(size, num_stages)
     fragment = {"ipus_per_replica": num_stages, "layers_per_ipu": list(layers)}

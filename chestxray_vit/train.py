@@ -67,7 +67,7 @@ def train(command: TrainCommand, ranks: Ranks) -> Dict[str, float]:
         ranks: of this process.
 
     Raises:
-        InputError: whatever of the input the user can mend.
+        InputError: whatever of the input the user can correct.
     """
     from chestxray_vit.data.dataset import open_dataset
     from chestxray_vit.training import distributed

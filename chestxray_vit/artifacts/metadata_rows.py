@@ -71,7 +71,7 @@ def _blocks(path: Path, digest: Any) -> Iterator[Tuple[int, pyarrow.RecordBatch]
                     yield line, rows
                 line += block.count(b"\n")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}. Mend that, and run again.") from error
+        raise InputError(f"{path}: cannot be read: {error.strerror}. Correct that, and run again.") from error
 
 
 def _parse(path: Path, line: int, block: bytes) -> pyarrow.Table:

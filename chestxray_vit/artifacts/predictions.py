@@ -1,7 +1,7 @@
 """The table of targets and scores, one row an image, and its CSV: what `evaluate` writes and `report` reads.
 
 Any tool may write one, so reading trusts nothing and reports all problems at once. Scores are written with every
-digit: an AUC ranks them, and a rounded score ties images that the model told apart.
+digit: an AUC ranks them, and a rounded score ties images that the model distinguished.
 
 Shapes: N images, L labels."""
 

@@ -165,7 +165,7 @@ def macro_interval(result: Bootstrap) -> MacroPercentile:
     1
 
     A replicate's macro is the mean over the findings that are defined in it, so one that drew no patient with a
-    rare finding averages over fewer: how many did is told.
+    rare finding averages over fewer: how many did is reported.
 
     Args:
         result: of `bootstrap`.

@@ -1,8 +1,8 @@
-"""Whether a score of 0.3 means three in ten: reliability, its errors, and what would mend them.
+"""Whether a score of 0.3 means three in ten: reliability, its errors, and what would correct them.
 
 An AUC only ranks: scores may rank well and still be far too high, as they are after training with `pos_weight`.
 Recalibration is fitted on validation predictions and applied to others; fitted on the images that it is judged by,
-it would flatter. It keeps the ranking, so it mends no AUC.
+it would flatter. It keeps the ranking, so it changes no AUC.
 
 The fits work on float64 logits. A score of exactly 0 or 1, which has none, gets that of the next float inside,
 -744.4 or 36.7. What is undefined is NaN, None in a table.

@@ -228,7 +228,7 @@ def wilson_interval(share: float, number: float) -> Tuple[float, float]:
 
 
 def effective_number(counts_P: np.ndarray, others_P: np.ndarray) -> float:
-    """Return how many independent images would tell as much: total / max(1, design effect).
+    """Return how many independent images would carry as much information: total / max(1, design effect).
 
     >>> effective_number(np.array([2, 0, 2]), np.array([0, 2, 0]))  # two images of each patient, always alike
     3
@@ -238,7 +238,7 @@ def effective_number(counts_P: np.ndarray, others_P: np.ndarray) -> float:
     p (1 - p) / total, takes the factor m / (m - 1) too: with one image a patient the design effect is then exactly 1,
     and copies of every image change nothing. So that the bound of 1 does not take copies for images either, a divisor
     which all counts share is first taken out. With fewer than 30 patients the design effect is a rough guess; where
-    there is none, as p is 0 or 1 or m is 1, the effective number is m, as if a patient's images all told the same.
+    there is none, as p is 0 or 1 or m is 1, the effective number is m, as if all images of a patient were alike.
 
     Args:
         counts_P: images of each patient that the rate counts.

@@ -126,7 +126,7 @@ def _end_bars(trainer: Any) -> None:
 
 @contextlib.contextmanager
 def explain_disk_and_memory_errors(folder: str, micro_batch_size: int, global_batch_size: int) -> Iterator[None]:
-    """Report a full disk and a lack of memory as errors that the user can mend.
+    """Report a full disk and a lack of memory as errors that the user can correct.
 
     Args:
         folder: that is written to.

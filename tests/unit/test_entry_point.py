@@ -1,4 +1,4 @@
-"""Exit codes and signals of a command: what ends it, what it prints, and which errors are the user's to mend."""
+"""Exit codes and signals of a command: what ends it, what it prints, and which errors are the user's to correct."""
 
 from __future__ import annotations
 

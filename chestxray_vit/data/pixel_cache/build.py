@@ -187,7 +187,7 @@ def _no_room(key: CacheKey, needed: int, free: int) -> str:
 
 @contextlib.contextmanager
 def _explain_disk_errors(key: CacheKey) -> Iterator[None]:
-    """Report an error of the disk that holds the cache as what the user can mend."""
+    """Report an error of the disk that holds the cache as what the user can correct."""
     try:
         yield
     except OSError as error:
@@ -195,5 +195,5 @@ def _explain_disk_errors(key: CacheKey) -> Iterator[None]:
             there = next(folder for folder in (key.folder, *key.folder.parents) if folder.is_dir())
             text = f"{_no_room(key, _needed_bytes(key), shutil.disk_usage(there).free)} ({error.strerror})"
         else:
-            text = f"{key.folder}: the pixel cache cannot be used: {error}. Mend that, {ELSEWHERE}."
+            text = f"{key.folder}: the pixel cache cannot be used: {error}. Correct that, {ELSEWHERE}."
         raise InputError(text) from error

@@ -44,7 +44,7 @@ class RowFile:
 
     @property
     def todo(self) -> np.ndarray:
-        """The rows that are not done; failed ones are tried again, since their cause may be mended."""
+        """The rows that are not done; failed ones are tried again, since their cause may be gone."""
         return np.flatnonzero(self.marks_N != DONE)
 
     def reserve(self) -> None:

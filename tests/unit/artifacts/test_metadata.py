@@ -361,7 +361,7 @@ def test_no_rows(path, text):
 
 
 def test_a_file_that_cannot_be_read(path):
-    assert refusal(path.parent / "a") == "a: cannot be read: Is a directory. Mend that, and run again."
+    assert refusal(path.parent / "a") == "a: cannot be read: Is a directory. Correct that, and run again."
 
 
 def test_missing_images_are_counted_and_the_first_of_the_file_is_named(path):

@@ -28,7 +28,7 @@ from chestxray_vit.metrics.calibration import (
 ABOVE_0, BELOW_1 = 5e-324, 1 - 2**-53
 
 
-def drawn(seed, num_images=400, slope=0.6, intercept=-0.7):
+def random_scores(seed, num_images=400, slope=0.6, intercept=-0.7):
     """Draw scores and targets with the given truth."""
     random = np.random.default_rng(seed)
     logits_N = random.normal(-1, 1.5, num_images)
@@ -77,7 +77,7 @@ def test_every_edge_and_its_neighbours(num_bins):
 
 @pytest.mark.parametrize("num_bins", [5, 10])
 def test_bins_equal_scikit_learns(num_bins):
-    targets_N, scores_N = drawn(1)  # none on an edge, where its bins are closed above
+    targets_N, scores_N = random_scores(1)  # none on an edge, where its bins are closed above
     shares, means = calibration_curve(targets_N, scores_N, n_bins=num_bins)
     filled = [bin for bin in reliability(targets_N, scores_N, num_bins) if bin.num_images]
     assert [bin.prevalence for bin in filled] == pytest.approx(shares.tolist(), abs=1e-12)
@@ -87,7 +87,7 @@ def test_bins_equal_scikit_learns(num_bins):
 
 
 def test_one_bin_compares_the_means():
-    targets_N, scores_N = drawn(2)
+    targets_N, scores_N = random_scores(2)
     bins = reliability(targets_N, scores_N, num_bins=1)
     assert expected_calibration_error(bins) == pytest.approx(abs(targets_N.mean() - scores_N.mean()))
 
@@ -98,7 +98,7 @@ def test_one_bin_compares_the_means():
 def test_brier_by_hand_and_as_scikit_learn():
     assert brier([1, 0, 1], [0.5, 0.25, 1.0]) == pytest.approx((0.25 + 0.0625) / 3)
     for seed in range(3):
-        targets_N, scores_N = drawn(seed)
+        targets_N, scores_N = random_scores(seed)
         assert brier(targets_N, scores_N) == pytest.approx(brier_score_loss(targets_N, scores_N), abs=1e-14)
 
 
@@ -113,7 +113,7 @@ def test_no_image_is_undefined():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_slope_and_intercept_equal_scikit_learns_and_scipys(seed):
-    targets_N, scores_N = drawn(seed)
+    targets_N, scores_N = random_scores(seed)
     logits_N = logit(scores_N)
     slope, intercept = slope_and_intercept(targets_N, scores_N)
     model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000).fit(logits_N[:, None], targets_N)
@@ -135,7 +135,7 @@ def test_slope_and_intercept_equal_scikit_learns_and_scipys(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_slope_and_intercept_equal_statsmodels(seed):
     models = pytest.importorskip("statsmodels.api")
-    targets_N, scores_N = drawn(seed)
+    targets_N, scores_N = random_scores(seed)
     logits_N, family = logit(scores_N), models.families.Binomial()
     found = models.GLM(targets_N, models.add_constant(logits_N), family=family).fit(tol=1e-14).params
     slope, intercept = slope_and_intercept(targets_N, scores_N)
@@ -147,9 +147,9 @@ def test_slope_and_intercept_equal_statsmodels(seed):
 @pytest.mark.parametrize(
     ("targets", "scores"),
     [
-        drawn(3),
-        drawn(3, num_images=25_000, intercept=-6.0),  # rare
-        drawn(4, slope=-2.0),  # turned over
+        random_scores(3),
+        random_scores(3, num_images=25_000, intercept=-6.0),  # rare
+        random_scores(4, slope=-2.0),  # turned over
         ([0, 1, 0, 1], [0.2, 0.5, np.nextafter(0.5, 1), 0.8]),  # overlapping by one float
         ([0, 1, 0, 1, 0], [0.2, 0.3, 0.3 + 1e-9, 0.8, 0.1]),
         ([1, 0, 1, 0, 1], 0.5 + 1e-12 * np.arange(5)),  # a slope of 1e11
@@ -217,7 +217,7 @@ def test_a_hair_of_overlap_is_enough():
 
 
 def test_slope_and_intercept_follow_what_is_done_to_the_scores():
-    targets_N, scores_N = drawn(5)
+    targets_N, scores_N = random_scores(5)
     slope, intercept = slope_and_intercept(targets_N, scores_N)
     # logit' = 2 + 4 logit: logit P = intercept + slope (logit' - 2) / 4
     moved = slope_and_intercept(targets_N, expit(2 + 4 * logit(scores_N)))
@@ -233,9 +233,9 @@ def test_slope_and_intercept_follow_what_is_done_to_the_scores():
 
 
 def test_the_truth_is_found():
-    targets_N, scores_N = drawn(6, num_images=200_000, slope=0.6, intercept=-0.7)
+    targets_N, scores_N = random_scores(6, num_images=200_000, slope=0.6, intercept=-0.7)
     assert slope_and_intercept(targets_N, scores_N) == (pytest.approx(0.6, abs=0.02), pytest.approx(-0.7, abs=0.03))
-    targets_N, scores_N = drawn(6, num_images=200_000, slope=0.6, intercept=0.0)
+    targets_N, scores_N = random_scores(6, num_images=200_000, slope=0.6, intercept=0.0)
     assert fit_temperature(targets_N, scores_N).temperature == pytest.approx(1 / 0.6, abs=0.05)
 
 
@@ -243,7 +243,7 @@ def test_the_truth_is_found():
 
 
 def test_platt_makes_slope_1_and_intercept_0():
-    targets_N, scores_N = drawn(7)
+    targets_N, scores_N = random_scores(7)
     platt = fit_platt(targets_N, scores_N)
     assert (platt.slope, platt.intercept) == slope_and_intercept(targets_N, scores_N)
     again_N = platt.apply(scores_N)
@@ -254,7 +254,7 @@ def test_platt_makes_slope_1_and_intercept_0():
 
 
 def test_recalibration_helps_other_images():
-    fitted_on, judged_on = drawn(8, 5000, slope=0.4), drawn(9, 5000, slope=0.4)
+    fitted_on, judged_on = random_scores(8, 5000, slope=0.4), random_scores(9, 5000, slope=0.4)
     before = expected_calibration_error(reliability(*judged_on))
     for fit in (fit_platt(*fitted_on), fit_temperature(*fitted_on)):
         after_N = fit.apply(judged_on[1])
@@ -267,7 +267,7 @@ def test_recalibration_helps_other_images():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_temperature_equals_scipys(seed):
-    targets_N, scores_N = drawn(seed, intercept=0.0)
+    targets_N, scores_N = random_scores(seed, intercept=0.0)
     logits_N = np.where(targets_N == 1, -1, 1) * logit(scores_N)
     found = minimize_scalar(
         lambda log_t: np.logaddexp(0, logits_N * math.exp(-log_t)).sum(), bounds=(-5, 5), method="bounded"

@@ -1,4 +1,4 @@
-"""A build names what it cannot read, survives a kill and a rival, and mends what is damaged."""
+"""A build names what it cannot read, survives a kill and a rival, and repairs what is damaged."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_cache_folder_that_is_a_file(data, tmp_path):
     (tmp_path / "cache").write_text("")
     text = refusal(data, tmp_path)
     assert re.match(r"cache/\w{16}: the pixel cache cannot be used: .*Not a directory", text)
-    assert text.endswith(f"Mend that, {REMEDY}.")
+    assert text.endswith(f"Correct that, {REMEDY}.")
 
 
 def test_a_killed_build_goes_on_and_does_at_most_256_again(tmp_path):

@@ -18,7 +18,7 @@ from chestxray_vit.metrics.calibration import (
     slope_and_intercept,
 )
 from chestxray_vit.reporting.sections.calibration import calibration_table
-from tests.unit.metrics.test_calibration import drawn
+from tests.unit.metrics.test_calibration import random_scores
 
 FINDINGS = NIH_CHESTXRAY14.names
 
@@ -37,7 +37,7 @@ def with_findings(targets_N, scores_N, prefix="i"):
 
 
 def test_table_holds_the_numbers_and_what_recalibration_gives():
-    judged_on, fitted_on = drawn(10), drawn(11, intercept=-1.5)
+    judged_on, fitted_on = random_scores(10), random_scores(11, intercept=-1.5)
     table = calibration_table(with_findings(*judged_on), with_findings(*fitted_on, prefix="v"))
     json.dumps(table, allow_nan=False)
     assert [row["finding"] for row in table["findings"]] == list(FINDINGS)
@@ -57,7 +57,9 @@ def test_table_holds_the_numbers_and_what_recalibration_gives():
 
 
 def test_table_is_none_where_undefined():
-    row = calibration_table(with_findings(*drawn(10)), with_findings(*drawn(11), prefix="v"))["findings"][1]
+    row = calibration_table(with_findings(*random_scores(10)), with_findings(*random_scores(11), prefix="v"))[
+        "findings"
+    ][1]
     assert row["brier"] == 0.0625  # 0.25 everywhere, no positive
     assert row["bins"][2] == {"low": 0.2, "high": 0.3, "num_images": 400, "num_positives": 0, "mean_score": 0.25}
     assert row["bins"][0]["mean_score"] is None
@@ -66,6 +68,6 @@ def test_table_is_none_where_undefined():
 
 
 def test_table_without_validation_has_no_recalibration():
-    rows = calibration_table(with_findings(*drawn(10)))["findings"]
+    rows = calibration_table(with_findings(*random_scores(10)))["findings"]
     assert all(row["platt"] is None and row["temperature"] is None for row in rows)
     assert rows[0]["calibration_slope"] is not None
