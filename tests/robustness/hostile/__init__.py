@@ -2,7 +2,8 @@
 
 The output is right, or a clear error says how to correct the input; nothing of the user's is lost or half overwritten
 by an output; nothing outside the folder is read, written or executed. A case says how to spoil a good input, which
-command meets it, and what must come of it; test_corpus.py holds the promises on every case, test_fuzz_*.py on random ones.
+command meets it, and what must come of it; test_corpus.py holds the promises on every case, test_fuzz_*.py on random
+ones.
 
 A case's folder is a copy of a good one:
 
