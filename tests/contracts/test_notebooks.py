@@ -1,4 +1,4 @@
-"""The notebooks run as they stand: on drawn data, and on the user's where the environment names them."""
+"""The notebooks run as they stand: on synthetic data, and on the user's where the environment names them."""
 
 from __future__ import annotations
 
@@ -120,10 +120,10 @@ def test_walkthrough_opens_the_release_that_datasets_dir_names(kernel, monkeypat
     ids = [cell["id"] for cell in notebook.cells]
     notebook.cells = notebook.cells[: ids.index("train")]  # it would fetch a checkpoint from the Hub
     outputs = execute(notebook, kernel)
-    assert "drawn" not in printed(outputs["settings"])
+    assert "synthetic" not in printed(outputs["settings"])
     assert (tmp_path / "data" / "chest-xray-nihcc" / "images" / "metadata.jsonl").is_file()
     assert num_pictures(outputs["grid"]) == 1
-    assert not (kernel / "walkthrough" / "phantom").exists()
+    assert not (kernel / "walkthrough" / "release").exists()
 
 
 def test_auc_report_runs_on_synthetic_predictions_and_reads_those_of_the_environment(kernel, monkeypatch):
@@ -144,5 +144,5 @@ def check_auc_report(outputs, kernel):
     assert len(pictures) == 3
     point = results["operating_points"]["findings"][0]["points"]["youden"]
     assert f"{point['threshold']:.3f}" in outputs["points"][0]["data"]["text/plain"]
-    assert results["comparison"]["macro"]["difference"] > 0  # the other run's scores were drawn noisier
+    assert results["comparison"]["macro"]["difference"] > 0  # the other run's scores are noisier
     assert (kernel / "auc_report" / "report" / "auc.html").is_file()
