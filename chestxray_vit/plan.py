@@ -13,7 +13,7 @@ import sys
 import textwrap
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Optional, Sequence, Tuple
 
 from chestxray_vit.entry_point import cli_main
 from chestxray_vit.errors import InputError
@@ -22,9 +22,10 @@ from chestxray_vit.models.vit_size import ViTSize
 from chestxray_vit.pipeline import ipu_config
 from chestxray_vit.pipeline.pipeline_config import PipelineConfig
 from chestxray_vit.pipeline.schedule import MAX_SHOWN, SCHEDULES, bubble_of, draw_schedule, simulate
-from chestxray_vit.pipeline.stage_cost import balance, imbalance_of
-from chestxray_vit.pipeline.stage_plan import ESTIMATE, StagePlan
 from chestxray_vit.training.arguments import ViTSizeArguments
+
+if TYPE_CHECKING:  # --help needs no plan
+    from chestxray_vit.pipeline.stage_plan import StagePlan
 
 NAMES = {"1f1b": "1F1B", "gpipe": "GPipe"}
 WIDTH = 110
@@ -68,6 +69,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if args.balance is not None:
         print(_balanced(config, size, args.balance, args.json))
         return 0
+    from chestxray_vit.pipeline.stage_plan import StagePlan
+
     training = StagePlan.from_config(config, size, args.micro_batch_size, args.fp32)
     inference = StagePlan.from_config(config, size, args.micro_batch_size, args.fp32, inference=True)
     if args.check:
@@ -120,6 +123,8 @@ def _balanced(config: PipelineConfig, size: ViTSize, num_stages: int, as_json: b
 
     A configuration whose layers are not the model's has no imbalance before; this is what corrects it.
     """
+    from chestxray_vit.pipeline.stage_cost import balance, imbalance_of
+
     layers = balance(size, num_stages)
     fragment = {"ipus_per_replica": num_stages, "layers_per_ipu": list(layers)}
     after = imbalance_of(size.stage_flops(layers))
@@ -142,6 +147,8 @@ def _balanced(config: PipelineConfig, size: ViTSize, num_stages: int, as_json: b
 
 def _text(args: argparse.Namespace, training: StagePlan, inference: StagePlan) -> str:
     """Return what is planned, the table and figures of training, and what inference needs."""
+    from chestxray_vit.pipeline.stage_plan import ESTIMATE
+
     mode, micro, steps = training.mode, training.micro_batch_size, training.num_micro_batches
     stages = mode.ipus_per_replica
     images = f"{training.global_batch_size} images = micro batch {micro} x {_count(steps, 'micro-batch')} x "

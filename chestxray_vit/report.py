@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from chestxray_vit.artifacts.evaluation import read_provenance, source_of
-from chestxray_vit.artifacts.metadata import find_metadata
 from chestxray_vit.artifacts.predictions import VALIDATION, read_predictions
 from chestxray_vit.entry_point import cli_main
 from chestxray_vit.errors import InputError
-from chestxray_vit.images.thumbnails import thumbnails
 from chestxray_vit.reporting.render.text import to_text
 from chestxray_vit.reporting.schema import read_results
 from chestxray_vit.reporting.sections.auc_table import INTERVALS
@@ -121,11 +119,15 @@ def _pictures(args: argparse.Namespace, results: Dict[str, Any]) -> Optional[Dic
     """Return the images of the mistakes, if they were asked for."""
     if args.thumbnails is None:
         return None
+    from chestxray_vit.images.thumbnails import thumbnails  # only here: it loads Pillow
+
     return thumbnails(_images_dir(args.thumbnails), mistaken_images(results))
 
 
 def _images_dir(folder: Path) -> Path:
     """Return the folder that file names are relative to: that of the release's metadata, or without one this folder."""
+    from chestxray_vit.artifacts.metadata import find_metadata
+
     try:
         return find_metadata(folder).parent
     except InputError:

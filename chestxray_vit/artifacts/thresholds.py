@@ -6,11 +6,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Dict, Optional, Sequence
+from typing import TYPE_CHECKING, Dict, Optional, Sequence
 
 import numpy as np
 
-from chestxray_vit.artifacts.predictions import Predictions
 from chestxray_vit.errors import InputError, Problems
 from chestxray_vit.metrics.operating_points import (
     RULE_NAMES,
@@ -24,6 +23,9 @@ from chestxray_vit.metrics.ranking import patient_codes
 from chestxray_vit.storage.atomic import PathLike, sha256
 from chestxray_vit.storage.json_files import read_json, write_json
 from chestxray_vit.storage.json_schema import MISSING, UNKNOWN, Mismatch, mismatches, object_of
+
+if TYPE_CHECKING:  # `predict` needs no table of predictions
+    from chestxray_vit.artifacts.predictions import Predictions
 
 FILE = "thresholds.json"
 CALL = "score >= threshold"

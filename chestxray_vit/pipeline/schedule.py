@@ -5,9 +5,11 @@ al. 2019), which does all forwards first; both as `torch.distributed.pipelining`
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from chestxray_vit.storage.atomic import PathLike, atomic_write
+if TYPE_CHECKING:
+    from chestxray_vit.storage.atomic import PathLike
+
 
 SCHEDULES = ("1f1b", "gpipe")
 MAX_SHOWN = 16  # micro-batches in a picture: more could not be distinguished
@@ -119,6 +121,8 @@ def draw_schedule(slots: Sequence[Slot], path: PathLike, title: Optional[str] = 
     default = f"{num_stages} stages, {num_micro} micro-batches: bubble {100 * bubble_of(slots):.1f} %"
     axes.set_title(title or default, loc="left", fontsize=11)
     _add_legend(figure)
+    from chestxray_vit.storage.atomic import atomic_write
+
     with atomic_write(path) as aside:
         figure.savefig(aside, dpi=120, format="png")
     return figure
