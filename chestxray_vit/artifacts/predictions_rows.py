@@ -158,6 +158,9 @@ def _read_header(header: List[str], problems: Problems) -> List[str]:
             problems.add("a column is missing from line 1", column, f"Found {', '.join(header)[:200]}. {REMEDY}")
         elif header.count(column) > 1:
             problems.add("a column is there twice on line 1", column, "Keep one.")
+    for name in names:
+        if not name.isprintable():
+            problems.add("a label is not printable text", f"line 1: {name!r}", "Rename its target_ and score_ columns.")
     problems.raise_if_any()  # no row can be read without its columns
     further = [column for column in header if column not in columns]
     if further:

@@ -1,4 +1,6 @@
-"""Images in the order of their scores: the one sort that every statistic of a threshold or a rank starts from.
+"""Images in the order of their scores, which variances, thresholds, curves and subgroups start from.
+
+`roc_auc` and the bootstrap sort each class apart instead.
 
 Also what a threshold does, at up to 200 thresholds a finding, for the ROC and precision-recall curves: the counts at
 each threshold are exact.

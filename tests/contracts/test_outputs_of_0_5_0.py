@@ -115,6 +115,8 @@ def test_predictions_make_the_numbers_of_the_old_report(outputs):
     assert new["mistakes"] == old["mistakes"]
     assert new["validation"] == old["validation"]
     assert new["provenance"]["synthetic"] is True  # `drawn` in 0.5.0
+    training = new["provenance"]["training"]  # `images an update` and `learning rate` in 0.5.0
+    assert (training["global_batch_size"], training["learning_rate"]) == (8, 0.01)
     assert new["published"] == old["published"]  # none beside synthetic images
 
 

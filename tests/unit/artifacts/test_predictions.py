@@ -274,6 +274,13 @@ def test_a_label_needs_its_target_and_its_score(tmp_path, missing):
         read_predictions(path)
 
 
+@pytest.mark.parametrize(("label", "shown"), [("Mass\u00a0", r"'Mass\\xa0'"), ("a\x07", r"'a\\x07'")])
+def test_a_label_that_is_not_printable_is_refused(tmp_path, label, shown):
+    path, _ = table_of_three(tmp_path, lambda header: header.replace("Fracture", label))
+    with pytest.raises(InputError, match=f"a label is not printable text: line 1: {shown}. Rename its target_ and"):
+        read_predictions(path)
+
+
 def test_one_label_is_read(tmp_path):
     path = tmp_path / "one.csv"
     path.write_text("file_name,patient_id,age,sex,view,target_Mass,score_Mass\na.png,1,,,,1,0.5\nb.png,2,,,,0,0.25\n")
