@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import numpy as np
 
 from chestxray_vit.errors import Problems, shortened, visible
-from chestxray_vit.labels import LABEL_SETS_OF_0_5, LabelSet
+from chestxray_vit.labels import LABEL_SETS_OF_0_5, NIH_CHESTXRAY14, LabelSet
 
 logger = logging.getLogger(__name__)
 
@@ -143,13 +143,22 @@ def _names_of(kind: str, header: Sequence[str]) -> List[str]:
     return [column[len(prefix) :] for column in header if column.startswith(prefix) and column[len(prefix) :].strip()]
 
 
+def _label_names(targets: List[str], scores: List[str]) -> List[str]:
+    """Return the labels of the columns found: NIH's in NIH's order, without what is beside them by half."""
+    complete = [name for name in targets if name in scores]
+    for known in LABEL_SETS_OF_0_5:
+        if set(known.names) == set(complete):
+            return list(known.names)
+    beside_nih = set(NIH_CHESTXRAY14.names) <= set(complete)
+    return complete if beside_nih else list(dict.fromkeys([*targets, *scores]))
+
+
 def _read_header(header: List[str], problems: Problems) -> List[str]:
     """Return the labels, in NIH's order where they are NIH's, else in that of their targets; note what is wrong."""
     if not header:
         problems.add("the file is empty", "expected a header and a row an image", REMEDY)
         problems.raise_if_any()
-    found = list(dict.fromkeys([*_names_of("target", header), *_names_of("score", header)]))
-    names = next((list(known.names) for known in LABEL_SETS_OF_0_5 if set(known.names) == set(found)), found)
+    names = _label_names(_names_of("target", header), _names_of("score", header))
     columns = header_of(names)
     if not names:
         columns += ["target_<label>", "score_<label>"]

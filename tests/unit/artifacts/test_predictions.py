@@ -298,3 +298,15 @@ def test_predictions_of_rows_leave_out_the_negative():
     assert (found.patient_ids, found.sexes, found.views) == (["1", "2"], ["F", ""], ["", "PA"])
     assert found.targets_NL.tolist() == [[1], [0]]
     assert found.scores_NL.tolist() == [[0.5], [0.5]]
+
+
+def test_half_a_label_beside_nihs_is_a_further_column(tmp_path, caplog):
+    """As in 0.5.0: a tool may add a column such as score_total."""
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, random_predictions(5))
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"{header},score_total,target_Any", *(f"{row},7,x" for row in rows)]) + "\n")
+    with caplog.at_level("INFO"):
+        read = read_predictions(path)
+    assert read.label_set == NIH_CHESTXRAY14
+    assert "2 further columns are ignored: score_total, target_Any" in caplog.text

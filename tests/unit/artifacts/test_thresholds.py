@@ -200,7 +200,7 @@ def test_all_problems_come_at_once(path):
         (b"[1, 2]", "expected an object, found a list"),
         (b"null", "expected an object, found null"),
         (b'{"rules": 1, "rules": 2}', "a name stands twice in one object"),
-        (b" " * 70_000, "it has more than 65,536 bytes. Give a thresholds.json"),
+        (b" " * 1_100_000, "it has more than 1,048,576 bytes. Give a thresholds.json"),
     ],
 )
 def test_other_files_are_refused(path, content, message):
